@@ -1,0 +1,1 @@
+"""What every shell module shares: settings, structured logging, files in the state directory."""
