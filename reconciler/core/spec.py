@@ -1,0 +1,272 @@
+"""The model file: what an operator may declare about one model, and nothing else.
+
+These classes are the one definition of the format. The parser validates with them, `reconcile schema` prints
+the JSON Schema generated from them, and the descriptions below are what an editor shows. All are immutable,
+strict (a boolean is not a number) and closed (an unknown key is an error).
+"""
+
+import re
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    model_validator,
+)
+
+NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?:/[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)*$"
+"""Names go into URLs, map files and Serve identifiers; `:` is Ray's separator for LoRA adapters."""
+
+DURATION_PATTERN = r"^(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+$"
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+ALLOWED_ENGINE_ARGS: frozenset[str] = frozenset(
+    {
+        "attention_backend", "block_size", "calculate_kv_scales", "chat_template_content_format",
+        "compilation_config", "convert", "cpu_offload_gb", "data_parallel_size", "default_chat_template_kwargs",
+        "disable_cascade_attn", "disable_sliding_window", "enable_auto_tool_choice", "enable_chunked_prefill",
+        "enable_expert_parallel", "enable_prefix_caching", "enable_prompt_tokens_details",
+        "enable_sleep_mode", "enforce_eager", "generation_config", "hf_overrides", "kv_sharing_fast_prefill",
+        "limit_mm_per_prompt", "long_prefill_token_threshold", "max_logprobs", "max_long_partial_prefills",
+        "max_num_partial_prefills", "mm_encoder_tp_mode", "mm_processor_cache_gb", "mm_processor_kwargs",
+        "num_speculative_tokens", "optimization_level", "override_generation_config", "pooler_config",
+        "prefix_caching_hash_algo", "reasoning_parser", "rope_scaling", "rope_theta", "runner",
+        "scheduling_policy", "seed", "skip_mm_profiling", "speculative_config", "stream_interval", "swap_space",
+        "tokenizer_mode", "tool_call_parser", "config_format",
+    }
+)  # fmt: skip
+"""vLLM engine and frontend arguments a model file may set.
+
+Left out on purpose: what this tool sets itself (model, parallel sizes, memory), and what would run code from a
+repository, read the operator's files or open a debugging endpoint (`trust_remote_code`, `enable_prompt_embeds`,
+`allowed_local_media_path`, `worker_extension_cls`, ...).
+"""
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as `90s`, `15m` or `1h30m`.
+
+    Raises:
+        ValueError: The text is not a duration.
+    """
+    if not re.fullmatch(DURATION_PATTERN, text):
+        raise ValueError(f"{text!r} is not a duration such as 90s, 15m, 1h30m or 2d")
+    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in _DURATION_PART.findall(text))
+
+
+def _check_duration(text: str) -> str:
+    parse_duration(text)
+    return text
+
+
+def _kind(value: object) -> str:
+    # A discriminator instead of a plain union, so that a mistake is reported once and for the branch meant.
+    return "auto" if isinstance(value, str) else "number"
+
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=96)]
+Duration = Annotated[
+    str, AfterValidator(_check_duration), Field(pattern=DURATION_PATTERN, examples=["15m", "1h30m"])
+]
+_AutoTag = Annotated[Literal["auto"], Tag("auto")]
+ParallelSize = Annotated[Annotated[int, Field(ge=1, le=1024), Tag("number")] | _AutoTag, Discriminator(_kind)]
+Count = Annotated[Annotated[int, Field(ge=1, le=100_000_000), Tag("number")] | _AutoTag, Discriminator(_kind)]
+Share = Annotated[Annotated[float, Field(gt=0, le=1), Tag("number")] | _AutoTag, Discriminator(_kind)]
+Gibibytes = Annotated[
+    Annotated[float, Field(gt=0, le=100_000), Tag("number")] | _AutoTag, Discriminator(_kind)
+]
+
+
+class Task(StrEnum):
+    """What the model is asked to do; decides the vLLM runner and the request that probes it."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+    SCORE = "score"
+    RERANK = "rerank"
+    CLASSIFY = "classify"
+    REWARD = "reward"
+    TRANSCRIBE = "transcribe"
+
+
+class Policy(StrEnum):
+    """Who decides whether a model is up."""
+
+    PINNED = "pinned"
+    ON_DEMAND = "on_demand"
+    MANUAL = "manual"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Source(_Section):
+    """Where the weights come from: a hub repository or a local folder, exactly one of the two."""
+
+    repo: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=200)] | None = (
+        None
+    )
+    """Repository on the Hugging Face hub, as `owner/name`."""
+    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w./-]*$", max_length=120)] | None = None
+    """Branch, tag or commit of the repository; the default is `main`."""
+    track: bool = False
+    """Follow the branch when it moves. Otherwise the commit that was resolved first stays."""
+    path: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")] | None = None
+    """A local model folder. A relative path starts at the folder of the model file."""
+    tokenizer: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")] | None = None
+    """Another repository or folder for the tokenizer."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.repo is None) == (self.path is None):
+            raise ValueError("give exactly one of repo and path")
+        if self.path is not None and (self.revision is not None or self.track):
+            raise ValueError("revision and track belong to repo; a path has no revision")
+        return self
+
+
+class Engine(_Section):
+    """vLLM's settings. What is absent or `auto` is chosen for you, and shown in the plan."""
+
+    max_model_len: Count = "auto"
+    """Context length in tokens, prompt and answer together."""
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    """Type of weights and activations."""
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2", "bfloat16"] = "auto"
+    """Type of the KV cache."""
+    quantization: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", max_length=40)] | None = None
+    """Quantisation method, where vLLM cannot tell it from the weights."""
+    gpu_memory_utilization: Share = "auto"
+    """Share of each GPU's memory this model may use, 0 to 1. It is also what Ray reserves."""
+    kv_cache_memory_gib: Gibibytes = "auto"
+    """Size of the KV cache in GiB (2**30 bytes), per rank."""
+    max_num_seqs: Count = "auto"
+    """How many sequences run at once."""
+    max_num_batched_tokens: Count = "auto"
+    """How many tokens one step computes at most."""
+    args: dict[str, JsonValue] = Field(default_factory=dict)
+    """Further vLLM arguments, by their Python names, from the allowed list."""
+
+    @model_validator(mode="after")
+    def _known_args(self) -> Self:
+        import difflib  # noqa: PLC0415 -- only a mistake needs it
+
+        for key in self.args:
+            if key in ALLOWED_ENGINE_ARGS:
+                continue
+            if key in type(self).model_fields and key != "args":
+                raise ValueError(f"args.{key}: write it directly under engine")
+            near = difflib.get_close_matches(key, ALLOWED_ENGINE_ARGS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"args.{key} is not an argument that a model file may set{hint}")
+        return self
+
+
+class Replicas(_Section):
+    """How many copies of the engine run. Serve scales between the bounds by traffic."""
+
+    min: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Copies that are always up while the model is."""
+    max: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Copies at most."""
+    target_ongoing_requests: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Requests in flight per replica that scaling aims at."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _max_follows_min(cls, data: object) -> object:
+        if isinstance(data, dict) and "max" not in data and isinstance(data.get("min"), int):
+            return {**data, "max": data["min"]}
+        return data
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
+        return self
+
+
+class Resources(_Section):
+    """What the model runs on."""
+
+    accelerator: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)] = "auto"
+    """`auto`, `cpu`, `gpu`, or a GPU type as Ray names it (`H100`, `A100-40G`, `L4`)."""
+    tensor_parallel: ParallelSize = "auto"
+    """GPUs each layer is split over."""
+    pipeline_parallel: ParallelSize = "auto"
+    """Stages the layers are dealt out to."""
+    replicas: Replicas = Field(default_factory=Replicas)
+    max_ongoing_requests: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    """Requests one replica takes at once; further ones wait or go to another replica."""
+    max_queued_requests: Annotated[int, Field(ge=-1, le=1_000_000_000)] | None = None
+    """Requests that may wait for a replica; -1 is no bound."""
+
+
+class Schedule(_Section):
+    """A window in which the model is pinned."""
+
+    start: Annotated[str, Field(min_length=9, max_length=100)]
+    """Cron expression (five fields) at which the window opens."""
+    end: Annotated[str, Field(min_length=9, max_length=100)]
+    """Cron expression (five fields) at which it closes."""
+    timezone: Annotated[str, Field(pattern=r"^[A-Za-z0-9_+/-]+$", max_length=64)] = "UTC"
+    """IANA time zone of both, such as `Europe/Berlin`."""
+
+    @model_validator(mode="after")
+    def _five_fields(self) -> Self:
+        for key in ("start", "end"):
+            if len(getattr(self, key).split()) != 5:  # noqa: PLR2004 -- minute hour day month weekday
+                raise ValueError(f"{key} needs five cron fields: minute hour day month weekday")
+        return self
+
+
+class Lifecycle(_Section):
+    """When the model is up, and what may take it down."""
+
+    policy: Policy = Policy.ON_DEMAND
+    """pinned: always up; on_demand: up when asked for, unloaded when idle; manual: only by hand."""
+    idle_timeout: Duration = "30m"
+    """How long after its last request an on_demand model stays."""
+    min_stay: Duration = "1m"
+    """How long a model stays at least once it is up."""
+    load_timeout: Duration = "30m"
+    """How long a load may take before it counts as failed."""
+    drain_timeout: Duration = "10m"
+    """How long requests in flight may take to finish before the model is removed all the same."""
+    priority: Annotated[int, Field(ge=0, le=100)] = 50
+    """0 to 100; where room is short, the lower one leaves first."""
+    schedule: tuple[Schedule, ...] = ()
+    group: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)] | None = None
+    """Models of one group are never up together."""
+    heal: Literal["on", "off"] = "on"
+    """off: drift is reported, not repaired."""
+
+
+class ModelSpec(_Section):
+    """One model, as declared by one YAML file."""
+
+    name: Name
+    """The name clients use. The default is the file's stem."""
+    source: Source
+    task: Task = Task.GENERATE
+    """generate, embed, score, rerank, classify, reward or transcribe."""
+    engine: Engine = Field(default_factory=Engine)
+    resources: Resources = Field(default_factory=Resources)
+    lifecycle: Lifecycle = Field(default_factory=Lifecycle)
+    aliases: tuple[Name, ...] = ()
+    """Further names for the same model."""
+    description: Annotated[str, Field(max_length=2000)] = ""
+    """Shown in listings."""
+    labels: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9./_-]*$", max_length=63)],
+        Annotated[str, Field(max_length=253)],
+    ] = Field(default_factory=dict)
+    """Free-form labels of your own."""
