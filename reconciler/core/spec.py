@@ -28,25 +28,26 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 ALLOWED_ENGINE_ARGS: frozenset[str] = frozenset(
-    {
-        "attention_backend", "block_size", "calculate_kv_scales", "chat_template_content_format",
-        "compilation_config", "convert", "cpu_offload_gb", "data_parallel_size", "default_chat_template_kwargs",
-        "disable_cascade_attn", "disable_sliding_window", "enable_auto_tool_choice", "enable_chunked_prefill",
-        "enable_expert_parallel", "enable_prefix_caching", "enable_prompt_tokens_details",
-        "enable_sleep_mode", "enforce_eager", "generation_config", "hf_overrides", "kv_sharing_fast_prefill",
-        "limit_mm_per_prompt", "long_prefill_token_threshold", "max_logprobs", "max_long_partial_prefills",
-        "max_num_partial_prefills", "mm_encoder_tp_mode", "mm_processor_cache_gb", "mm_processor_kwargs",
-        "num_speculative_tokens", "optimization_level", "override_generation_config", "pooler_config",
-        "prefix_caching_hash_algo", "reasoning_parser", "rope_scaling", "rope_theta", "runner",
-        "scheduling_policy", "seed", "skip_mm_profiling", "speculative_config", "stream_interval", "swap_space",
-        "tokenizer_mode", "tool_call_parser", "config_format",
-    }
-)  # fmt: skip
-"""vLLM engine and frontend arguments a model file may set.
+    """
+    async_scheduling attention_backend attention_config block_size chat_template_content_format
+    compilation_config config_format convert cpu_offload_gb data_parallel_size default_chat_template_kwargs
+    disable_cascade_attn disable_custom_all_reduce disable_hybrid_kv_cache_manager disable_sliding_window
+    enable_auto_tool_choice enable_chunked_prefill enable_expert_parallel enable_force_include_usage
+    enable_prefix_caching enable_prompt_tokens_details enable_sleep_mode enforce_eager generation_config
+    hf_overrides kv_sharing_fast_prefill language_model_only limit_mm_per_prompt linear_backend load_format
+    logprobs_mode long_prefill_token_threshold max_cudagraph_capture_size max_logprobs
+    mm_encoder_attn_backend mm_encoder_tp_mode mm_processor_cache_gb mm_processor_kwargs model_impl
+    moe_backend optimization_level override_generation_config performance_mode pooler_config
+    prefix_caching_hash_algo reasoning_parser response_role runner safetensors_load_strategy
+    scheduling_policy seed skip_mm_profiling speculative_config stream_interval structured_outputs_config
+    tokenizer_mode tool_call_parser video_pruning_rate
+    """.split()
+)
+"""vLLM engine and frontend arguments (0.29) a model file may set.
 
-Left out on purpose: what this tool sets itself (model, parallel sizes, memory), and what would run code from a
-repository, read the operator's files or open a debugging endpoint (`trust_remote_code`, `enable_prompt_embeds`,
-`allowed_local_media_path`, `worker_extension_cls`, ...).
+Left out on purpose: what this tool sets itself (model, parallel sizes, memory), and what would run code from
+a repository, read the operator's files or open a debugging endpoint (`trust_remote_code`,
+`enable_prompt_embeds`, `allowed_local_media_path`, `worker_extension_cls`, ...).
 """
 
 
