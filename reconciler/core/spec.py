@@ -30,11 +30,11 @@ _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 ALLOWED_ENGINE_ARGS: frozenset[str] = frozenset(
     """
     async_scheduling attention_backend attention_config block_size chat_template_content_format
-    compilation_config config_format convert cpu_offload_gb data_parallel_size default_chat_template_kwargs
+    config_format convert cpu_offload_gb data_parallel_size default_chat_template_kwargs
     disable_cascade_attn disable_custom_all_reduce disable_hybrid_kv_cache_manager disable_sliding_window
     enable_auto_tool_choice enable_chunked_prefill enable_expert_parallel enable_force_include_usage
     enable_prefix_caching enable_prompt_tokens_details enable_sleep_mode enforce_eager generation_config
-    hf_overrides kv_sharing_fast_prefill language_model_only limit_mm_per_prompt linear_backend load_format
+    hf_overrides kv_sharing_fast_prefill language_model_only limit_mm_per_prompt linear_backend
     logprobs_mode long_prefill_token_threshold max_cudagraph_capture_size max_logprobs
     mm_encoder_attn_backend mm_encoder_tp_mode mm_processor_cache_gb mm_processor_kwargs model_impl
     moe_backend optimization_level override_generation_config performance_mode pooler_config
@@ -80,9 +80,7 @@ _AutoTag = Annotated[Literal["auto"], Tag("auto")]
 ParallelSize = Annotated[Annotated[int, Field(ge=1, le=1024), Tag("number")] | _AutoTag, Discriminator(_kind)]
 Count = Annotated[Annotated[int, Field(ge=1, le=100_000_000), Tag("number")] | _AutoTag, Discriminator(_kind)]
 Share = Annotated[Annotated[float, Field(gt=0, le=1), Tag("number")] | _AutoTag, Discriminator(_kind)]
-Gibibytes = Annotated[
-    Annotated[float, Field(gt=0, le=100_000), Tag("number")] | _AutoTag, Discriminator(_kind)
-]
+Gibibytes = Annotated[Annotated[float, Field(gt=0, le=100_000), Tag("number")] | _AutoTag, Discriminator(_kind)]
 
 
 class Task(StrEnum):
@@ -112,9 +110,7 @@ class _Section(BaseModel):
 class Source(_Section):
     """Where the weights come from: a hub repository or a local folder, exactly one of the two."""
 
-    repo: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=200)] | None = (
-        None
-    )
+    repo: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=200)] | None = None
     """Repository on the Hugging Face hub, as `owner/name`."""
     revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w./-]*$", max_length=120)] | None = None
     """Branch, tag or commit of the repository; the default is `main`."""

@@ -1,0 +1,289 @@
+"""From a model file to the Ray Serve application that serves it, through the operator's template.
+
+`compile_target` decides every setting that the file leaves open, renders `application.json.j2`, reads the result
+back and names it by its digest. A target is all that the planner needs to know about a wanted version.
+"""
+
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from reconciler.core.spec import ModelSpec, Task
+from reconciler.core.state import Demand, Json
+
+MODEL_ENV = "RECONCILE_MODEL"
+"""The environment variable by which an application is known to be ours, and whose it is."""
+
+_GIB = 2**30
+_SLUG_LENGTH = 40
+
+
+class RenderError(Exception):
+    """The template failed, or what it made is no application that this tool may apply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What rendering depends on besides the model file: settings of the operator, fixed while we run.
+
+    Attributes:
+        device: `cuda` or `cpu`, the build of the engine.
+        simulate_gpus: Reserve Ray's GPU resource though the engine computes on the CPU (to try out placement).
+        cpu_threads: Threads that a CPU engine computes with.
+        cpu_kv_cache_gib: KV cache of a CPU engine whose file leaves it open, in GiB.
+    """
+
+    device: str = "cpu"
+    simulate_gpus: bool = False
+    cpu_threads: int = 1
+    cpu_kv_cache_gib: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One wanted version of a model.
+
+    Attributes:
+        application: Its name, `<model>-<digest>`.
+        config: The Serve application, as it is put into Serve's configuration.
+        in_place: The deployment's settings that Serve changes without a restart (also in `config`).
+        path: The local folder it is read from, if any.
+    """
+
+    spec: ModelSpec
+    file: str
+    application: str
+    config: Json
+    in_place: Json
+    demand: Demand
+    path: str | None = None
+    fields: Json = field(default_factory=dict)
+    """The model file's fields, defaults filled in, flattened by `core.diff`'s rules when they are compared."""
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.spec.name
+
+
+class Renderer:
+    """Renders applications with one template; compiled once, used for every model.
+
+    Raises:
+        RenderError: The template does not compile.
+    """
+
+    def __init__(self, template: str, platform: Platform) -> None:
+        environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+        try:
+            self._template = environment.from_string(template)
+        except jinja2.TemplateError as error:
+            raise RenderError(f"application.json.j2: {error}") from error
+        self._platform = platform
+
+    def compile_target(self, spec: ModelSpec, *, file: str, folder: str) -> Target:
+        """The version that `spec` asks for.
+
+        Args:
+            spec: The model file's content.
+            file: The file it came from, for messages and records.
+            folder: The absolute folder that relative source paths start at.
+
+        Raises:
+            RenderError: The template failed on this model, or made something that is not its application.
+        """
+        path = None
+        if spec.source.path is not None:
+            path = posixpath.normpath(posixpath.join(folder, spec.source.path))
+        demand = _demand(spec, self._platform)
+        in_place = _in_place(spec)
+        variables = {
+            "model": spec.model_dump(mode="json"),
+            "source": path or spec.source.repo,
+            "tokenizer": spec.source.tokenizer,
+            "engine_kwargs": _engine_kwargs(spec, self._platform),
+            "device": "cpu" if _on_cpu(spec, self._platform) else "gpu",
+            "accelerator_type": demand.accelerator,
+            "bundle": _bundle(spec, demand, self._platform),
+            "strategy": "STRICT_PACK" if demand.one_node else "PACK",
+            "env_vars": _env_vars(spec, self._platform),
+            "deployment": in_place,
+        }
+        unnamed = self._render(spec, {**variables, "app": {"name": "", "route_prefix": "/"}})
+        application = f"{slug(spec.name)}-{_digest(unnamed)}"
+        config = {**unnamed, "name": application, "route_prefix": f"/{application}"}
+        return Target(
+            spec=spec,
+            file=file,
+            application=application,
+            config=config,
+            in_place=in_place,
+            demand=demand,
+            path=path,
+            fields=variables["model"],
+        )
+
+    def _render(self, spec: ModelSpec, variables: Mapping[str, Any]) -> Json:
+        try:
+            text = self._template.render(variables)
+        except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
+            raise RenderError(f"application.json.j2 failed on model {spec.name}: {error}") from error
+        try:
+            config = json.loads(text)
+        except ValueError as error:
+            raise RenderError(f"application.json.j2 made no JSON of model {spec.name}: {error}") from error
+        if not isinstance(config, dict) or model_of(config) != spec.name:
+            raise RenderError(
+                f"application.json.j2 must make one Serve application whose env_vars set {MODEL_ENV} "
+                f"to the model's name ({spec.name}); without it the application would not be known as ours"
+            )
+        return config
+
+
+def slug(name: str) -> str:
+    """A model's name as part of an application's name and route: lower case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_SLUG_LENGTH].strip("-")
+
+
+def deployment_name(model: str) -> str:
+    """The name Ray Serve LLM gives the engine's deployment (`ray.llm` 2.60, core/server/builder.py)."""
+    return "LLMServer:" + model.replace("/", "--").replace(".", "_")
+
+
+def model_of(config: Json) -> str | None:
+    """The model an application's configuration belongs to, or None where it is not ours."""
+    try:
+        model = config["args"]["llm_configs"][0]["runtime_env"]["env_vars"][MODEL_ENV]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return model if isinstance(model, str) else None
+
+
+def demand_of(config: Json) -> Demand:
+    """What a deployed application of ours reserves, read back from its configuration."""
+    try:
+        llm = config["args"]["llm_configs"][0]
+        placement = llm["placement_group_config"]
+        kwargs = llm["engine_kwargs"]
+        return Demand(
+            ranks=int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1)),
+            gpus=float(placement["bundle_per_worker"].get("GPU", 0)),
+            one_node=placement.get("strategy") == "STRICT_PACK",
+            accelerator=llm.get("accelerator_type"),
+        )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return Demand()
+
+
+def with_in_place(config: Json, in_place: Json) -> Json:
+    """`config` with the deployment settings of `in_place`, everything else untouched."""
+    return {**config, "deployments": [in_place]}
+
+
+def _digest(config: Json) -> str:
+    frozen = {key: value for key, value in config.items() if key not in ("name", "route_prefix", "deployments")}
+    canonical = json.dumps(frozen, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def _on_cpu(spec: ModelSpec, platform: Platform) -> bool:
+    return platform.device == "cpu" or spec.resources.accelerator == "cpu"
+
+
+def _demand(spec: ModelSpec, platform: Platform) -> Demand:
+    wanted = spec.resources.accelerator
+    tensor = 1 if spec.resources.tensor_parallel == "auto" else spec.resources.tensor_parallel
+    pipeline = 1 if spec.resources.pipeline_parallel == "auto" else spec.resources.pipeline_parallel
+    reserves = wanted != "cpu" and (platform.device == "cuda" or platform.simulate_gpus)
+    share = spec.engine.gpu_memory_utilization
+    return Demand(
+        ranks=tensor * pipeline,
+        gpus=(1.0 if share == "auto" else share) if reserves else 0.0,
+        one_node=pipeline == 1,
+        accelerator=wanted if reserves and wanted not in ("auto", "gpu") else None,
+    )
+
+
+def _bundle(spec: ModelSpec, demand: Demand, platform: Platform) -> Json:
+    # Memory, not cores, is what bounds how many models fit on a CPU, so cores are only nominally reserved.
+    bundle: Json = {"CPU": 0.01 if _on_cpu(spec, platform) else 1}
+    if demand.gpus:
+        bundle["GPU"] = demand.gpus
+    return bundle
+
+
+def _engine_kwargs(spec: ModelSpec, platform: Platform) -> Json:
+    engine = spec.engine
+    on_cpu = _on_cpu(spec, platform)
+    kwargs: Json = {}
+    if engine.max_model_len != "auto":
+        kwargs["max_model_len"] = engine.max_model_len
+    # vLLM's own defaults for both depend on the GPU it sees, and fall to the small class on a node that sees none.
+    kwargs["max_num_seqs"] = (16 if on_cpu else 256) if engine.max_num_seqs == "auto" else engine.max_num_seqs
+    if engine.max_num_batched_tokens != "auto":
+        kwargs["max_num_batched_tokens"] = engine.max_num_batched_tokens
+    elif spec.task is Task.GENERATE:
+        kwargs["max_num_batched_tokens"] = 2048 if on_cpu else 8192
+    if spec.task not in (Task.GENERATE, Task.TRANSCRIBE):
+        kwargs["runner"] = "pooling"
+    kv_cache_gib = platform.cpu_kv_cache_gib if on_cpu else None
+    if engine.kv_cache_memory_gib != "auto":
+        kv_cache_gib = engine.kv_cache_memory_gib
+    if kv_cache_gib is not None:
+        kwargs["kv_cache_memory_bytes"] = int(kv_cache_gib * _GIB)
+    if not on_cpu and engine.gpu_memory_utilization != "auto":
+        kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    for key in ("dtype", "kv_cache_dtype"):
+        if getattr(engine, key) != "auto":
+            kwargs[key] = getattr(engine, key)
+    if engine.quantization is not None:
+        kwargs["quantization"] = engine.quantization
+    if spec.source.repo is not None and spec.source.revision is not None:
+        kwargs["revision"] = spec.source.revision
+    for key, size in (
+        ("tensor_parallel_size", spec.resources.tensor_parallel),
+        ("pipeline_parallel_size", spec.resources.pipeline_parallel),
+    ):
+        if size != "auto" and size > 1:
+            kwargs[key] = size
+    return {**kwargs, **engine.args}
+
+
+def _env_vars(spec: ModelSpec, platform: Platform) -> dict[str, str]:
+    variables = {MODEL_ENV: spec.name}
+    if spec.source.path is not None:
+        variables["HF_HUB_OFFLINE"] = "1"
+    if _on_cpu(spec, platform):
+        # vLLM's `auto` binds every engine of the machine to the same cores, the first ones.
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        variables["OMP_NUM_THREADS"] = str(platform.cpu_threads)
+    return variables
+
+
+def _in_place(spec: ModelSpec) -> Json:
+    resources = spec.resources
+    autoscaling: Json = {"min_replicas": resources.replicas.min, "max_replicas": resources.replicas.max}
+    if resources.replicas.target_ongoing_requests is not None:
+        autoscaling["target_ongoing_requests"] = resources.replicas.target_ongoing_requests
+    settings: Json = {
+        "name": deployment_name(spec.name),
+        "autoscaling_config": autoscaling,
+        # Serve's default of 10 s has killed engines that were only busy.
+        "health_check_period_s": 10,
+        "health_check_timeout_s": 60,
+        # The edge has drained the application before it is removed; these bound what is left.
+        "graceful_shutdown_wait_loop_s": 0.2,
+        "graceful_shutdown_timeout_s": 20,
+    }
+    if resources.max_ongoing_requests is not None:
+        settings["max_ongoing_requests"] = resources.max_ongoing_requests
+    if resources.max_queued_requests is not None:
+        settings["max_queued_requests"] = resources.max_queued_requests
+    return settings

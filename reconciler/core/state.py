@@ -1,0 +1,149 @@
+"""What was observed: the cluster, the front door and our own records, as plain immutable facts.
+
+The shell fills these in (`loop.observe`); the planner reads them. Nothing here knows where a fact came from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+Json: TypeAlias = dict[str, Any]
+
+
+class Status(StrEnum):
+    """The status of a Serve application, as Serve names it."""
+
+    NOT_STARTED = "NOT_STARTED"
+    DEPLOYING = "DEPLOYING"
+    DEPLOY_FAILED = "DEPLOY_FAILED"
+    RUNNING = "RUNNING"
+    UNHEALTHY = "UNHEALTHY"
+    DELETING = "DELETING"
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One engine process of an application, or one that died lately."""
+
+    id: str
+    state: str
+    pid: int | None = None
+    node_id: str = ""
+    actor_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What an application reserves: `ranks` bundles of `gpus` GPUs each (a share below 1 is part of one GPU)."""
+
+    ranks: int = 1
+    gpus: float = 0.0
+    one_node: bool = True
+    accelerator: str | None = None
+    """GPU type as Ray names it, where only that type will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """One Serve application.
+
+    Attributes:
+        config: The configuration it was deployed from, verbatim; None when it was not deployed declaratively
+            (such applications are not ours and survive every PUT) or is being deleted.
+        model: The model it serves, when we deployed it; None for a foreign application.
+        building: Its build task runs: a PUT now would cancel and restart that build.
+        failure: Why a replica of it could not start, in one sentence; empty while none failed.
+    """
+
+    name: str
+    status: Status
+    config: Json | None = None
+    model: str | None = None
+    message: str = ""
+    building: bool = False
+    failure: str = ""
+    replicas: tuple[Replica, ...] = ()
+    dead_replicas: tuple[Replica, ...] = ()
+    demand: Demand = Demand()
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A Ray node: GPUs in all, and GPUs reserved by others than us (from Ray's own ledger, shares included)."""
+
+    id: str
+    gpus: float = 0.0
+    gpus_foreign: float = 0.0
+    accelerator: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the front door last took over for a model: the basis of `old -> new` in a plan.
+
+    Attributes:
+        application: The version that has the traffic, or had it last.
+        previous: The configuration of the version that made room for the current one; it comes back if that
+            one fails.
+    """
+
+    model: str
+    file: str
+    application: str
+    spec: Json
+    previous: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A version that could not be brought up. It belongs to (model, digest): another digest starts afresh."""
+
+    model: str
+    application: str
+    reason: str
+    attempts: int
+    at: float
+    """Seconds since the epoch of the last attempt's end."""
+    retry_at: float
+    """Seconds since the epoch before which it is not tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything the planner may know about the world, read at one time.
+
+    Attributes:
+        applications: Serve's applications by name, foreign ones included.
+        serve: The settings of the running Serve instance that a PUT has to carry (HTTP options and the like);
+            None where Serve does not run yet.
+        nodes: The cluster's nodes; empty where only CPUs are used.
+        routes: Model name to application, as the edge routes now.
+        in_flight: Requests in flight by application; None when that could not be read, which counts as in use.
+        ready: Applications that answered a real request since they came up.
+        probing: Applications that are being asked such a request right now.
+        ages: Seconds since an application was first seen by this process.
+        draining: Seconds since an application lost its traffic.
+        records: What the front door last took over, by model.
+        failures: By application name.
+        missing_paths: Local source paths that hold no model, with the reason.
+        now: Seconds since the epoch, for backoff and messages only.
+    """
+
+    applications: Mapping[str, Application] = field(default_factory=dict)
+    serve: Json | None = None
+    nodes: tuple[Node, ...] = ()
+    routes: Mapping[str, str] = field(default_factory=dict)
+    in_flight: Mapping[str, int] | None = field(default_factory=dict)
+    ready: frozenset[str] = frozenset()
+    probing: frozenset[str] = frozenset()
+    ages: Mapping[str, float] = field(default_factory=dict)
+    draining: Mapping[str, float] = field(default_factory=dict)
+    records: Mapping[str, Record] = field(default_factory=dict)
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    missing_paths: Mapping[str, str] = field(default_factory=dict)
+    now: float = 0.0
+
+    def of_model(self, model: str) -> tuple[Application, ...]:
+        """Our applications that serve `model`, whatever their state."""
+        return tuple(app for app in self.applications.values() if app.model == model)
