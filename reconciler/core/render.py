@@ -65,7 +65,7 @@ class Target:
     demand: Demand
     path: str | None = None
     fields: Json = field(default_factory=dict)
-    """The model file's fields, defaults filled in, flattened by `core.diff`'s rules when they are compared."""
+    """The model file's fields with every default filled in, which plans compare."""
 
     @property
     def model(self) -> str:
@@ -104,8 +104,9 @@ class Renderer:
             path = posixpath.normpath(posixpath.join(folder, spec.source.path))
         demand = _demand(spec, self._platform)
         in_place = _in_place(spec)
-        variables = {
-            "model": spec.model_dump(mode="json"),
+        fields = spec.model_dump(mode="json")
+        variables: Json = {
+            "model": fields,
             "source": path or spec.source.repo,
             "tokenizer": spec.source.tokenizer,
             "engine_kwargs": _engine_kwargs(spec, self._platform),
@@ -127,7 +128,7 @@ class Renderer:
             in_place=in_place,
             demand=demand,
             path=path,
-            fields=variables["model"],
+            fields=fields,
         )
 
     def _render(self, spec: ModelSpec, variables: Mapping[str, Any]) -> Json:
@@ -199,13 +200,13 @@ def _on_cpu(spec: ModelSpec, platform: Platform) -> bool:
 
 def _demand(spec: ModelSpec, platform: Platform) -> Demand:
     wanted = spec.resources.accelerator
-    tensor = 1 if spec.resources.tensor_parallel == "auto" else spec.resources.tensor_parallel
-    pipeline = 1 if spec.resources.pipeline_parallel == "auto" else spec.resources.pipeline_parallel
+    tensor: int = _chosen(spec.resources.tensor_parallel, 1)
+    pipeline: int = _chosen(spec.resources.pipeline_parallel, 1)
     reserves = wanted != "cpu" and (platform.device == "cuda" or platform.simulate_gpus)
-    share = spec.engine.gpu_memory_utilization
+    share: float = _chosen(spec.engine.gpu_memory_utilization, 1.0)
     return Demand(
         ranks=tensor * pipeline,
-        gpus=(1.0 if share == "auto" else share) if reserves else 0.0,
+        gpus=share if reserves else 0.0,
         one_node=pipeline == 1,
         accelerator=wanted if reserves and wanted not in ("auto", "gpu") else None,
     )
@@ -222,38 +223,29 @@ def _bundle(spec: ModelSpec, demand: Demand, platform: Platform) -> Json:
 def _engine_kwargs(spec: ModelSpec, platform: Platform) -> Json:
     engine = spec.engine
     on_cpu = _on_cpu(spec, platform)
-    kwargs: Json = {}
-    if engine.max_model_len != "auto":
-        kwargs["max_model_len"] = engine.max_model_len
-    # vLLM's own defaults for both depend on the GPU it sees, and fall to the small class on a node that sees none.
-    kwargs["max_num_seqs"] = (16 if on_cpu else 256) if engine.max_num_seqs == "auto" else engine.max_num_seqs
-    if engine.max_num_batched_tokens != "auto":
-        kwargs["max_num_batched_tokens"] = engine.max_num_batched_tokens
-    elif spec.task is Task.GENERATE:
-        kwargs["max_num_batched_tokens"] = 2048 if on_cpu else 8192
-    if spec.task not in (Task.GENERATE, Task.TRANSCRIBE):
-        kwargs["runner"] = "pooling"
-    kv_cache_gib = platform.cpu_kv_cache_gib if on_cpu else None
-    if engine.kv_cache_memory_gib != "auto":
-        kv_cache_gib = engine.kv_cache_memory_gib
-    if kv_cache_gib is not None:
-        kwargs["kv_cache_memory_bytes"] = int(kv_cache_gib * _GIB)
-    if not on_cpu and engine.gpu_memory_utilization != "auto":
-        kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
-    for key in ("dtype", "kv_cache_dtype"):
-        if getattr(engine, key) != "auto":
-            kwargs[key] = getattr(engine, key)
-    if engine.quantization is not None:
-        kwargs["quantization"] = engine.quantization
-    if spec.source.repo is not None and spec.source.revision is not None:
-        kwargs["revision"] = spec.source.revision
-    for key, size in (
-        ("tensor_parallel_size", spec.resources.tensor_parallel),
-        ("pipeline_parallel_size", spec.resources.pipeline_parallel),
-    ):
-        if size != "auto" and size > 1:
-            kwargs[key] = size
-    return {**kwargs, **engine.args}
+    # vLLM's own defaults for both bounds depend on the GPU it sees, and fall to the small class on a node that
+    # sees none, so they are always set.
+    default_batch = (2048 if on_cpu else 8192) if spec.task is Task.GENERATE else None
+    kv_cache_gib = _chosen(engine.kv_cache_memory_gib, platform.cpu_kv_cache_gib if on_cpu else None)
+    kwargs: Json = {
+        "max_model_len": _chosen(engine.max_model_len),
+        "max_num_seqs": _chosen(engine.max_num_seqs, 16 if on_cpu else 256),
+        "max_num_batched_tokens": _chosen(engine.max_num_batched_tokens, default_batch),
+        "kv_cache_memory_bytes": None if kv_cache_gib is None else int(kv_cache_gib * _GIB),
+        "gpu_memory_utilization": None if on_cpu else _chosen(engine.gpu_memory_utilization),
+        "dtype": _chosen(engine.dtype),
+        "kv_cache_dtype": _chosen(engine.kv_cache_dtype),
+        "quantization": engine.quantization,
+        "revision": spec.source.revision,
+        "runner": None if spec.task in (Task.GENERATE, Task.TRANSCRIBE) else "pooling",
+        "tensor_parallel_size": _chosen(spec.resources.tensor_parallel),
+        "pipeline_parallel_size": _chosen(spec.resources.pipeline_parallel),
+    }
+    return {key: value for key, value in kwargs.items() if value is not None} | engine.args
+
+
+def _chosen(value: Any, default: Any = None) -> Any:  # noqa: ANN401 -- a number, a word or nothing
+    return default if value == "auto" else value
 
 
 def _env_vars(spec: ModelSpec, platform: Platform) -> dict[str, str]:

@@ -122,6 +122,7 @@ class Observed:
         in_flight: Requests in flight by application; None when that could not be read, which counts as in use.
         ready: Applications that answered a real request since they came up.
         probing: Applications that are being asked such a request right now.
+        unanswered: Applications that came up and did not answer, with what they said instead.
         ages: Seconds since an application was first seen by this process.
         draining: Seconds since an application lost its traffic.
         records: What the front door last took over, by model.
@@ -137,6 +138,7 @@ class Observed:
     in_flight: Mapping[str, int] | None = field(default_factory=dict)
     ready: frozenset[str] = frozenset()
     probing: frozenset[str] = frozenset()
+    unanswered: Mapping[str, str] = field(default_factory=dict)
     ages: Mapping[str, float] = field(default_factory=dict)
     draining: Mapping[str, float] = field(default_factory=dict)
     records: Mapping[str, Record] = field(default_factory=dict)

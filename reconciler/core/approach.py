@@ -1,0 +1,215 @@
+"""One model, one step: what brings this model nearer to its file, read off its observed state.
+
+1.  The wanted version is not there      -> start it, beside the old one or in its turn, if there is room.
+2.  It is there and not up yet           -> wait; when it failed, say so, remove it, keep what serves.
+3.  It is up and has not answered yet    -> probe it with a real request.
+4.  It answered and has no traffic       -> route the traffic to it.
+5.  It has the traffic                   -> drain and remove every other version; record what now serves.
+
+Because every step is read off the observed state, a reconciler that was killed anywhere goes on where it was.
+"""
+
+from reconciler.core.diff import in_place_changes
+from reconciler.core.plan import Do, Held, HeldKind
+from reconciler.core.render import Target, demand_of, with_in_place
+from reconciler.core.spec import Policy, parse_duration
+from reconciler.core.state import Application, Failure, Json, Status
+from reconciler.core.turn import Turn
+
+
+def approach(turn: Turn, target: Target) -> None:
+    """Take the next step towards `target`."""
+    live = turn.live.get(target.model, [])
+    wanted = next((app for app in live if app.name == target.application), None)
+    others = [app for app in live if app is not wanted]
+    failure = turn.observed.failures.get(target.application)
+    if wanted is not None:
+        reason = why_failed(turn, wanted, parse_duration(target.spec.lifecycle.load_timeout))
+        if reason:
+            turn.step(Do.FAIL, target.model, wanted.name, reason)
+            fall_back(turn, target.model, others)
+        else:
+            settle(turn, wanted, others, target)
+    elif failure is not None and not _may_retry(turn, target, failure, live):
+        turn.held.append(_held_failed(turn, target, failure, live))
+        fall_back(turn, target.model, live)
+    else:
+        _bring(turn, target, live)
+
+
+def stay(turn: Turn, model: str) -> None:
+    """Keep a model whose file is invalid (or gone, and may not go) where it is."""
+    fall_back(turn, model, turn.live.get(model, []))
+
+
+def settle(turn: Turn, app: Application, others: list[Application], target: Target | None) -> None:
+    """`app` is the version to serve and exists: bring it to the traffic, then let the others go."""
+    model = app.model or ""
+    config = app.config or {}
+    if target is not None and differs_in_place(app, target):
+        config = with_in_place(config, target.in_place)
+        turn.step(Do.UPDATE, model, app.name, "settings that Serve changes without a restart")
+    turn.keep[app.name] = config
+    routed = turn.routed(model)
+    if routed == app.name:
+        turn.retire(others, f"{app.name} has the traffic")
+        if target is not None and _record_differs(turn, target):
+            turn.step(Do.RECORD, model, app.name)
+        return
+    _retire_superseded(turn, model, others)
+    if app.name in turn.observed.ready:
+        turn.step(Do.ROUTE, model, app.name, "it answered a real request")
+    elif app.status is Status.RUNNING and app.name not in turn.observed.probing:
+        turn.step(Do.PROBE, model, app.name, "it is up; a real request decides")
+    else:
+        turn.step(Do.AWAIT, model, app.name, phase_of(turn, app))
+
+
+def fall_back(turn: Turn, model: str, live: list[Application]) -> None:
+    """The wanted version cannot be had now: serve what served before, or bring it back."""
+    routed = turn.routed(model)
+    usable: list[Application] = []
+    for app in live:
+        if app.name != routed and (reason := why_failed(turn, app, None)):
+            turn.step(Do.FAIL, model, app.name, reason)
+        else:
+            usable.append(app)
+    usable.sort(key=lambda app: (app.name != routed, app.name not in turn.observed.ready, app.name))
+    if usable:
+        settle(turn, usable[0], usable[1:], None)
+        return
+    record = turn.record(model)
+    previous = record.previous if record is not None else None
+    if previous is None or live or previous["name"] in turn.observed.failures:
+        return
+    if turn.fits(demand_of(previous)):
+        turn.start(model, previous["name"], previous, demand_of(previous))
+    else:
+        turn.step(Do.AWAIT, model, previous["name"], f"waits for room to come back; {turn.describe_free()}")
+
+
+def why_failed(turn: Turn, app: Application, load_timeout: float | None) -> str:
+    """Why this version counts as failed; empty while it does not.
+
+    A version that has the traffic is Serve's to heal, until Serve itself gives it up.
+    """
+    if app.status is Status.DEPLOY_FAILED:
+        return app.failure or app.message or "Ray Serve gave it up without a reason"
+    if app.name == turn.routed(app.model or "") or app.name in turn.observed.ready:
+        return ""
+    if app.failure:
+        return app.failure
+    if app.name in turn.observed.unanswered:
+        return f"it came up but does not answer: {turn.observed.unanswered[app.name]}"
+    if load_timeout is not None and turn.observed.ages.get(app.name, 0.0) > load_timeout:
+        return f"not up within {load_timeout:.0f} s: {app.message or phase_of(turn, app)}"
+    return ""
+
+
+def phase_of(turn: Turn, app: Application) -> str:
+    """Where an application that is not up yet stands, in words."""
+    if app.building:
+        return "Ray Serve builds the application"
+    if app.name in turn.observed.probing:
+        return "answering its first request"
+    if not app.replicas:
+        return "waits for a replica"
+    return "loading the model"
+
+
+def differs_in_place(app: Application, target: Target) -> bool:
+    """The deployment's settings differ from what the file wants, in what Serve changes without a restart."""
+    running: Json = next(iter((app.config or {}).get("deployments", ())), {})
+    return bool(in_place_changes(running, target.in_place)) or bool(running.keys() - target.in_place.keys())
+
+
+def _bring(turn: Turn, target: Target, live: list[Application]) -> None:
+    """The wanted version is not there: start it, beside what serves or in its turn."""
+    model = target.model
+    hold = _hold_reason(turn, target, live)
+    if hold is not None:
+        turn.held.append(hold)
+        fall_back(turn, model, live)
+        return
+    serving = _retire_superseded(turn, model, live)
+    if turn.fits(target.demand):
+        turn.start(model, target.application, target.config, target.demand)
+    elif not serving:
+        turn.step(Do.AWAIT, model, target.application, "waits until what leaves is gone")
+    elif (routed := turn.routed(model)) is not None:
+        turn.step(Do.UNROUTE, model, routed, "no room for two versions at once")
+    else:
+        for app in serving:
+            if turn.is_drained(app):
+                turn.keep.pop(app.name, None)
+                turn.step(Do.KEEP_PREVIOUS, model, app.name, "it comes back if the new version fails")
+        turn.retire(serving, f"makes way for {target.application}")
+
+
+def _retire_superseded(turn: Turn, model: str, others: list[Application]) -> list[Application]:
+    """Let versions go that neither have nor had the traffic; the rest is kept and returned."""
+    routed = turn.routed(model)
+    has_traffic = any(app.name == routed for app in others)
+    superseded = [
+        app for app in others if app.name != routed and (has_traffic or app.status is not Status.RUNNING)
+    ]
+    serving = [app for app in others if app not in superseded]
+    turn.retire(superseded, "superseded before it had traffic")
+    turn.hold(serving)
+    return serving
+
+
+def _hold_reason(turn: Turn, target: Target, live: list[Application]) -> Held | None:
+    missing = turn.observed.missing_paths.get(target.path or "")
+    if missing is not None:
+        return Held(target.model, HeldKind.MISSING, missing, target.file)
+    if target.spec.lifecycle.policy is Policy.MANUAL and not live:
+        return Held(target.model, HeldKind.MANUAL, "policy manual: it is loaded by hand only", target.file)
+    if turn.fits(target.demand):
+        return None
+    if turn.fits_without(target.demand, turn.leaving | {app.name for app in live}):
+        return None
+    demand = target.demand
+    wanted = f"{demand.ranks} x {demand.gpus:g} GPU" if demand.ranks > 1 else f"{demand.gpus:g} GPU"
+    if demand.accelerator:
+        wanted += f" of type {demand.accelerator}"
+    return Held(target.model, HeldKind.NO_ROOM, f"it needs {wanted}; {turn.describe_free()}", target.file)
+
+
+def _may_retry(turn: Turn, target: Target, failure: Failure, live: list[Application]) -> bool:
+    if turn.options.retry_failed:
+        return True
+    record = turn.record(target.model)
+    if not live and record is not None and record.previous is not None:
+        return False  # The version that made way comes back first.
+    return turn.observed.now >= failure.retry_at and not _would_displace(turn, target, live)
+
+
+def _would_displace(turn: Turn, target: Target, live: list[Application]) -> bool:
+    # A retry must not take down what serves, again and again, for a version that failed before.
+    return bool(live) and not turn.fits(target.demand)
+
+
+def _held_failed(turn: Turn, target: Target, failure: Failure, live: list[Application]) -> Held:
+    times = "once" if failure.attempts == 1 else f"{failure.attempts} times"
+    record = turn.record(target.model)
+    comes_back = not live and record is not None and record.previous is not None
+    only_by_change = comes_back or _would_displace(turn, target, live)
+    return Held(
+        target.model,
+        HeldKind.FAILED,
+        f"{failure.reason} (version {target.application}, failed {times})",
+        target.file,
+        None if only_by_change else failure.retry_at,
+    )
+
+
+def _record_differs(turn: Turn, target: Target) -> bool:
+    record = turn.record(target.model)
+    return (
+        record is None
+        or record.application != target.application
+        or record.previous is not None
+        or record.spec != target.fields
+        or record.file != target.file
+    )

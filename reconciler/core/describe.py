@@ -1,0 +1,103 @@
+"""The difference of one model as a person wants to read it: what changes, why, and at what cost."""
+
+from reconciler.core.approach import differs_in_place, phase_of
+from reconciler.core.diff import Effect, FieldChange, config_changes, field_changes, in_place_changes
+from reconciler.core.plan import Action, Change, Order
+from reconciler.core.render import Target
+from reconciler.core.state import Application, Json, Record
+from reconciler.core.turn import Turn
+
+
+def describe(turn: Turn, target: Target) -> Change | None:
+    """The change that `target` means for its model, or None where the model is as its file wants it."""
+    live = turn.live.get(target.model, [])
+    routed = turn.routed(target.model)
+    record = turn.record(target.model)
+    wanted = next((app for app in live if app.name == target.application), None)
+    others = [app for app in live if app is not wanted]
+    if wanted is not None and routed == wanted.name and not others:
+        return _describe_running(target, wanted, record)
+    serving = next((app for app in others if app.name == routed), None) or next(iter(others), None)
+    phase = _phase(turn, wanted, routed)
+    if serving is None:
+        made_way = record is not None and record.previous is not None
+        if not made_way:
+            cause = _cause_of_add(target, record)
+            return Change(target.model, Action.ADD, cause, new=target.application, phase=phase, file=target.file)
+    fields = _fields(target, serving, record)
+    in_turn = serving is None or (wanted is None and not turn.fits(target.demand))
+    return Change(
+        target.model,
+        Action.REPLACE,
+        _cause_of_replace(target, fields),
+        fields,
+        old=serving.name if serving is not None else (record.application if record else None),
+        new=target.application,
+        order=Order.IN_TURN if in_turn else Order.BESIDE,
+        phase=phase,
+        file=target.file,
+    )
+
+
+def _describe_running(target: Target, app: Application, record: Record | None) -> Change | None:
+    fields = field_changes(record.spec, target.fields) if record is not None else ()
+    cause = f"{target.file} changed"
+    if differs_in_place(app, target):
+        running: Json = next(iter((app.config or {}).get("deployments", ())), {})
+        in_place = tuple(change for change in fields if change.effect is Effect.IN_PLACE)
+        shown = fields if in_place else (*fields, *in_place_changes(running, target.in_place))
+        return Change(target.model, Action.UPDATE, cause, shown, new=app.name, file=target.file)
+    if record is None or record.application != app.name:
+        return Change(
+            target.model,
+            Action.FRONT_DOOR,
+            f"it runs as {target.file} wants it; the front door takes it over",
+            new=app.name,
+            file=target.file,
+        )
+    if fields:
+        return Change(target.model, Action.FRONT_DOOR, cause, fields, new=app.name, file=target.file)
+    if record.file != target.file:
+        cause = f"declared in {target.file}, no longer in {record.file}"
+        return Change(target.model, Action.FRONT_DOOR, cause, new=app.name, file=target.file)
+    return None
+
+
+def _phase(turn: Turn, wanted: Application | None, routed: str | None) -> str:
+    if wanted is None:
+        return ""
+    return "the old version drains" if routed == wanted.name else phase_of(turn, wanted)
+
+
+def _fields(target: Target, serving: Application | None, record: Record | None) -> tuple[FieldChange, ...]:
+    fields: tuple[FieldChange, ...] = ()
+    old_config = serving.config if serving is not None else (record.previous if record else None)
+    if record is not None and (serving is None or record.application == serving.name):
+        fields = field_changes(record.spec, target.fields)
+    if any(change.effect is Effect.NEW_ENGINE for change in fields) or old_config is None:
+        return fields
+    # The files do not explain a new engine: the template, a setting or a default does.
+    return (*fields, *config_changes(old_config, target.config))
+
+
+def _cause_of_add(target: Target, record: Record | None) -> str:
+    if record is None:
+        return f"{target.file} declares it"
+    return f"{target.file} declares it, and it does not run any more"
+
+
+def _cause_of_replace(target: Target, fields: tuple[FieldChange, ...]) -> str:
+    engine = [change.path for change in fields if change.effect is Effect.NEW_ENGINE]
+    if engine and all(path in _paths(target.fields) for path in engine):
+        return f"{target.file} changed"
+    return "the template or the settings of the reconciler changed"
+
+
+def _paths(value: object, path: str = "") -> set[str]:
+    if not isinstance(value, dict):
+        return {path}
+    return {
+        found
+        for key, item in value.items()
+        for found in _paths(item, f"{path}.{key}" if path else str(key)) | ({path} if path else set())
+    }

@@ -1,0 +1,92 @@
+"""What is wanted: the model files of one revision, parsed and compiled to targets."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from reconciler.core.parse import InvalidFile, Problem, parse_all
+from reconciler.core.render import Renderer, RenderError, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The model files as a source read them, all at one time.
+
+    Attributes:
+        revision: What names this state: a commit, or a digest of the contents.
+        files: Content by path, relative to `folder`.
+        folder: Absolute folder that relative paths inside model files start at.
+        unreadable: Why the source could not be read; empty when it could. Then `files` says nothing.
+        problems: Files that could not be read (no regular file, no permission), which hold their models.
+    """
+
+    revision: str
+    files: Mapping[str, bytes]
+    folder: str
+    unreadable: str = ""
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What the operator wants.
+
+    Attributes:
+        targets: The wanted version of each model, by name.
+        invalid: Files that speak for no model; what they served before stays.
+        problems: Every mistake of every file, in the order of files and lines.
+        digest: Digest of everything that this was made from.
+    """
+
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    invalid: tuple[InvalidFile, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    revision: str = ""
+    unreadable: str = ""
+    digest: str = ""
+
+    @property
+    def declared(self) -> int:
+        """How many model files there are, valid or not."""
+        return len(self.targets) + len(self.invalid)
+
+
+def compile_desired(snapshot: Snapshot, renderer: Renderer) -> Desired:
+    """Parse and compile a snapshot. Never raises for what is in the files: mistakes are reported as problems."""
+    parsed = parse_all(snapshot.files)
+    targets: dict[str, Target] = {}
+    invalid = [*parsed.invalid, *_unread(snapshot.problems)]
+    problems = [*parsed.problems, *snapshot.problems]
+    for name, file in sorted(parsed.valid.items()):
+        try:
+            targets[name] = renderer.compile_target(file.spec, file=file.path, folder=snapshot.folder)
+        except RenderError as error:
+            problem = Problem(file.path, 1, 1, str(error))
+            problems.append(problem)
+            invalid.append(InvalidFile(file.path, file.digest, (problem,), frozenset({name})))
+    problems.sort(key=lambda problem: (problem.path, problem.line, problem.column))
+    return Desired(
+        targets=targets,
+        invalid=tuple(invalid),
+        problems=tuple(problems),
+        revision=snapshot.revision,
+        unreadable=snapshot.unreadable,
+        digest=_digest(target.application for target in targets.values()) + _digest(snapshot.files),
+    )
+
+
+def revision_of(files: Mapping[str, bytes]) -> str:
+    """A revision for a source that has none of its own: 12 hexadecimal digits over names and contents."""
+    hasher = hashlib.sha256()
+    for path, content in sorted(files.items()):
+        hasher.update(f"{path}\0{len(content)}\0".encode() + content)
+    return hasher.hexdigest()[:12]
+
+
+def _unread(problems: Iterable[Problem]) -> Iterable[InvalidFile]:
+    for problem in problems:
+        yield InvalidFile(problem.path, "", (problem,), None)
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]

@@ -1,0 +1,152 @@
+"""A plan: what differs, why, what will be done about it, and what is to be done right now.
+
+`changes`, `held` and `refused` are for people and machines to read before anything happens. `steps` and
+`applications` are what `loop.act` carries out in this turn; a change takes several turns.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from reconciler.core.diff import FieldChange
+from reconciler.core.state import Json
+
+FORMAT_VERSION = 1
+
+
+class Action(StrEnum):
+    """What happens to a model."""
+
+    ADD = "add"
+    REPLACE = "replace"
+    UPDATE = "update"
+    FRONT_DOOR = "front door"
+    RESTORE = "restore"
+    REMOVE = "remove"
+
+
+class Order(StrEnum):
+    """How a version replaces another."""
+
+    BESIDE = "beside"
+    """The new one comes up and is probed, takes the traffic, then the old one is drained and removed."""
+    IN_TURN = "in turn"
+    """There is no room for both: the old one goes first and comes back if the new one fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One model's difference, with its cause in words."""
+
+    model: str
+    action: Action
+    cause: str
+    fields: tuple[FieldChange, ...] = ()
+    old: str | None = None
+    """The application that goes."""
+    new: str | None = None
+    """The application that comes."""
+    order: Order | None = None
+    phase: str = ""
+    """Where a change that is under way stands; empty before it starts."""
+    file: str = ""
+
+
+class HeldKind(StrEnum):
+    """Why a model is left as it is."""
+
+    INVALID = "invalid file"
+    FAILED = "failed"
+    NO_ROOM = "no room"
+    MISSING = "missing weights"
+    MANUAL = "manual"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A model that is not where its file wants it, and will not be until something changes."""
+
+    model: str
+    kind: HeldKind
+    reason: str
+    file: str = ""
+    retry_at: float | None = None
+    """Seconds since the epoch of the next try; None where only a change helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a safety rule forbids, and the flag that allows it."""
+
+    models: tuple[str, ...]
+    reason: str
+    flag: str
+
+
+class Do(StrEnum):
+    """One thing to do, or to wait for, in this turn."""
+
+    START = "start"
+    UPDATE = "update"
+    REMOVE = "remove"
+    PROBE = "probe"
+    ROUTE = "route"
+    UNROUTE = "unroute"
+    FAIL = "fail"
+    RECORD = "record"
+    KEEP_PREVIOUS = "keep previous"
+    AWAIT = "await"
+    DRAIN = "drain"
+
+
+WAITING = frozenset({Do.AWAIT, Do.DRAIN})
+"""Steps that nobody carries out: time does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step for one application of a model."""
+
+    do: Do
+    model: str
+    application: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole plan.
+
+    Attributes:
+        applications: The configurations that Serve should hold, by name, foreign ones included; None where that
+            is what it holds already, or where a PUT has to wait.
+        revision: The source's revision it was made from.
+        desired_digest: Digest of the model files and settings.
+        observed_digest: Digest of the applications and routes that were observed.
+    """
+
+    changes: tuple[Change, ...] = ()
+    held: tuple[Held, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    steps: tuple[Step, ...] = ()
+    applications: Mapping[str, Json] | None = None
+    revision: str = ""
+    desired_digest: str = ""
+    observed_digest: str = ""
+    unchanged: tuple[str, ...] = field(default=())
+    """Models that are as their files want them."""
+
+    @property
+    def settled(self) -> bool:
+        """Nothing to do and nothing to wait for."""
+        return not self.steps
+
+    @property
+    def converged(self) -> bool:
+        """Everything is as declared: nothing pending, held or refused."""
+        return not (self.steps or self.changes or self.refused or self.trouble)
+
+    @property
+    def trouble(self) -> tuple[Held, ...]:
+        """What is held though its operator wants it otherwise."""
+        return tuple(held for held in self.held if held.kind is not HeldKind.MANUAL)

@@ -1,0 +1,167 @@
+"""The planner: (desired, observed) -> plan. Pure: the same inputs always give the same plan.
+
+It decides what goes (`safety` has a say), takes one step for every declared model (`approach`), words the
+difference (`describe`), and says which configurations Serve should hold after this turn.
+"""
+
+import hashlib
+import json
+
+from reconciler.core.approach import approach, stay
+from reconciler.core.describe import describe
+from reconciler.core.desired import Desired
+from reconciler.core.parse import InvalidFile
+from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Plan, Step
+from reconciler.core.render import Target
+from reconciler.core.safety import refuse_removals
+from reconciler.core.spec import Policy
+from reconciler.core.state import Observed, Status
+from reconciler.core.turn import Options, Turn
+
+
+def make_plan(desired: Desired, observed: Observed, options: Options | None = None) -> Plan:
+    """The plan for one turn."""
+    turn = Turn(desired, observed, options or Options())
+    removed = _decide_removals(turn)
+    if not desired.unreadable:
+        for target in sorted(desired.targets.values(), key=_importance):
+            _plan_declared(turn, target)
+    for model in removed:
+        _plan_removal(turn, model)
+    _unroute_what_is_gone(turn)
+    return Plan(
+        changes=tuple(turn.changes),
+        held=tuple(turn.held),
+        refused=tuple(turn.refused),
+        unchanged=tuple(turn.unchanged),
+        applications=_applications(turn),
+        steps=tuple(turn.steps),
+        revision=desired.revision,
+        desired_digest=desired.digest,
+        observed_digest=observed_digest(observed),
+    )
+
+
+def observed_digest(observed: Observed) -> str:
+    """A digest of what a plan is based on; a plan whose digest no longer matches is stale."""
+    basis = {
+        "applications": {name: app.config for name, app in observed.applications.items()},
+        "routes": dict(observed.routes),
+    }
+    return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _importance(target: Target) -> tuple[bool, int, str]:
+    lifecycle = target.spec.lifecycle
+    return (lifecycle.policy is not Policy.PINNED, -lifecycle.priority, target.model)
+
+
+def _plan_declared(turn: Turn, target: Target) -> None:
+    change = describe(turn, target)
+    steps, held = len(turn.steps), len(turn.held)
+    approach(turn, target)
+    if len(turn.held) > held:
+        return
+    if change is not None:
+        turn.changes.append(change)
+    elif len(turn.steps) == steps:
+        turn.unchanged.append(target.model)
+
+
+def _decide_removals(turn: Turn) -> list[str]:
+    """The models that go. What may not go, or has an invalid file, is kept."""
+    desired = turn.desired
+    kept: list[str] = []
+    removed: list[str] = []
+    for model in sorted(set(turn.live) - set(desired.targets)):
+        file = None if desired.unreadable else _invalid_file_of(turn, model)
+        if file is not None:
+            reason = f"{file.path} is invalid; the model stays as it is"
+            turn.held.append(Held(model, HeldKind.INVALID, reason, file.path))
+            kept.append(model)
+        else:
+            removed.append(model)
+    _hold_files_without_model(turn)
+    refusal = refuse_removals(
+        removed,
+        turn.live,
+        declared=desired.declared,
+        unreadable=desired.unreadable,
+        allowed=turn.options.allow_removals,
+    )
+    if refusal is not None:
+        turn.refused.append(refusal)
+        kept, removed = (sorted(turn.live), []) if desired.unreadable else (kept + removed, [])
+    for model in kept:
+        stay(turn, model)
+    turn.leaving.update(app.name for model in removed for app in turn.live[model])
+    return removed
+
+
+def _hold_files_without_model(turn: Turn) -> None:
+    spoken_for = {held.file for held in turn.held}
+    for file in turn.desired.invalid:
+        if file.path not in spoken_for:
+            name = ", ".join(sorted(file.claims)) if file.claims else file.path
+            turn.held.append(Held(name, HeldKind.INVALID, f"{file.path} is invalid", file.path))
+
+
+def _invalid_file_of(turn: Turn, model: str) -> InvalidFile | None:
+    """The invalid file that this model may come from: by its record, by its name, or because nobody knows."""
+    record = turn.record(model)
+    for file in turn.desired.invalid:
+        if file.claims is not None and model in file.claims:
+            return file
+        if record is not None and record.file == file.path:
+            return file
+        if record is None and file.claims is None:
+            return file
+    return None
+
+
+def _plan_removal(turn: Turn, model: str) -> None:
+    record = turn.record(model)
+    routed = turn.routed(model)
+    cause = f"{record.file} is gone" if record is not None else "no model file declares it"
+    turn.changes.append(
+        Change(
+            model,
+            Action.REMOVE,
+            cause,
+            old=routed or turn.live[model][0].name,
+            phase="" if routed is not None else "draining",
+            file=record.file if record is not None else "",
+        )
+    )
+    if routed is not None:
+        turn.step(Do.UNROUTE, model, routed, cause)
+        turn.hold(turn.live[model])
+    else:
+        turn.retire(turn.live[model], cause)
+
+
+def _unroute_what_is_gone(turn: Turn) -> None:
+    alive = {app.name for apps in turn.live.values() for app in apps}
+    handled = {step.model for step in turn.steps if step.do in (Do.ROUTE, Do.UNROUTE)}
+    for model, application in turn.observed.routes.items():
+        if application not in alive and model not in handled:
+            turn.step(Do.UNROUTE, model, application, "its application is gone")
+
+
+def _applications(turn: Turn) -> dict[str, dict[str, object]] | None:
+    """What Serve should hold, or None where it holds that already or must not be disturbed."""
+    applications = turn.observed.applications.values()
+    actual = {
+        app.name: app.config
+        for app in applications
+        if app.config is not None and app.status is not Status.DELETING
+    }
+    if turn.keep == actual:
+        return None
+    building = next((app for app in applications if app.building), None)
+    if building is not None:
+        # A PUT would cancel and restart the build.
+        why = f"waits until Ray Serve has built {building.name}"
+        turn.steps.append(Step(Do.AWAIT, building.model or "", building.name, why))
+        return None
+    return dict(turn.keep)

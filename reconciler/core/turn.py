@@ -1,0 +1,163 @@
+"""The scratch pad of planning one turn: what is kept, what fits, which steps were taken, all in one place."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from reconciler.core.desired import Desired
+from reconciler.core.placement import Ledger
+from reconciler.core.plan import Change, Do, Held, Refusal, Step
+from reconciler.core.spec import parse_duration
+from reconciler.core.state import Application, Demand, Json, Observed, Record, Status
+
+DRAIN_SETTLE_SECONDS = 1.0
+"""How long an application without traffic must have been quiet: a request may still be on its way to it."""
+DEFAULT_DRAIN_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Choices of the operator that bear on a plan.
+
+    Attributes:
+        allow_removals: Removals that a safety rule would refuse are carried out.
+        max_loads: How many applications may be coming up at a time.
+        retry_failed: Versions that failed are tried at once, whatever their backoff.
+    """
+
+    allow_removals: bool = False
+    max_loads: int = 1
+    retry_failed: bool = False
+
+
+@dataclass
+class Turn:
+    """Inputs of one turn, and what was decided so far."""
+
+    desired: Desired
+    observed: Observed
+    options: Options
+    keep: dict[str, Json] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    live: dict[str, list[Application]] = field(default_factory=dict)
+    """Our applications that are not being deleted, by model."""
+    leaving: set[str] = field(default_factory=set)
+    """Applications whose room will be free soon: deleted, or of a model that goes."""
+
+    def __post_init__(self) -> None:
+        self._placed: dict[str, Demand] = {}
+        self._loading = 0
+        for app in self.observed.applications.values():
+            if app.model is None:
+                if app.config is not None and app.status is not Status.DELETING:
+                    self.keep[app.name] = app.config
+                continue
+            self._placed[app.name] = app.demand
+            if app.status is Status.DELETING:
+                self.leaving.add(app.name)
+            else:
+                self.live.setdefault(app.model, []).append(app)
+                self._loading += coming_up(app)
+        self._ledger = Ledger(self.observed.nodes, self._placed.values())
+
+    # --- facts ------------------------------------------------------------------------------------------
+
+    def routed(self, model: str) -> str | None:
+        """The application that has the model's traffic."""
+        return self.observed.routes.get(model)
+
+    def record(self, model: str) -> Record | None:
+        """What the front door last took over for the model."""
+        return self.observed.records.get(model)
+
+    def fits(self, demand: Demand) -> bool:
+        """There is room beside everything that is there."""
+        return demand.gpus <= 0 or self._copy_ledger().take(demand)
+
+    def fits_without(self, demand: Demand, names: Iterable[str]) -> bool:
+        """There would be room if `names` were gone."""
+        return demand.gpus <= 0 or self._copy_ledger(set(names)).take(demand)
+
+    def describe_free(self) -> str:
+        """What is free, in words."""
+        return self._ledger.describe_free()
+
+    def is_drained(self, app: Application) -> bool:
+        """Nothing is in flight any more, or the model's drain limit has passed."""
+        quiet_for = self.observed.draining.get(app.name)
+        if quiet_for is None or quiet_for < DRAIN_SETTLE_SECONDS:
+            return False
+        in_flight = self.observed.in_flight
+        if in_flight is not None and in_flight.get(app.name, 0) == 0:
+            return True
+        return quiet_for > self._drain_limit(app.model or "")
+
+    # --- decisions --------------------------------------------------------------------------------------
+
+    def step(self, do: Do, model: str, application: str, why: str = "") -> None:
+        """Note one step."""
+        self.steps.append(Step(do, model, application, why))
+
+    def hold(self, apps: Iterable[Application]) -> None:
+        """Keep applications exactly as they are."""
+        for app in apps:
+            if app.config is not None:
+                self.keep[app.name] = app.config
+
+    def start(self, model: str, name: str, config: Json, demand: Demand) -> None:
+        """Start an application, unless enough others are coming up already."""
+        if name in self.observed.applications:
+            self.step(Do.AWAIT, model, name, "waits until its predecessor of the same name is gone")
+        elif self._loading >= self.options.max_loads:
+            self.step(Do.AWAIT, model, name, "queued behind another load")
+        else:
+            self._loading += 1
+            self._placed[name] = demand
+            self._ledger.take(demand)
+            self.keep[name] = config
+            self.step(Do.START, model, name)
+
+    def drop(self, app: Application, why: str) -> None:
+        """Remove an application now: it is left out of what is kept."""
+        self.step(Do.REMOVE, app.model or "", app.name, why)
+
+    def retire(self, apps: Iterable[Application], why: str) -> None:
+        """Remove applications that have no traffic, each once it is drained."""
+        for app in apps:
+            if self.is_drained(app):
+                self.drop(app, why)
+            else:
+                self.hold([app])
+                self.step(Do.DRAIN, app.model or "", app.name, self._drain_state(app))
+
+    # --- helpers ----------------------------------------------------------------------------------------
+
+    def _copy_ledger(self, without: frozenset[str] | set[str] = frozenset()) -> Ledger:
+        return Ledger(
+            self.observed.nodes, (demand for name, demand in self._placed.items() if name not in without)
+        )
+
+    def _drain_limit(self, model: str) -> float:
+        target = self.desired.targets.get(model)
+        if target is not None:
+            return parse_duration(target.spec.lifecycle.drain_timeout)
+        record = self.record(model)
+        if record is not None:
+            return parse_duration(record.spec.get("lifecycle", {}).get("drain_timeout", "10m"))
+        return DEFAULT_DRAIN_SECONDS
+
+    def _drain_state(self, app: Application) -> str:
+        if self.observed.in_flight is None:
+            return "requests in flight are unknown, which counts as in use"
+        count = self.observed.in_flight.get(app.name, 0)
+        return f"{count} request{'s' if count != 1 else ''} in flight"
+
+
+def coming_up(app: Application) -> bool:
+    """The application occupies a loading slot: it is built or its first replica starts."""
+    return app.status in (Status.DEPLOYING, Status.NOT_STARTED) and not any(
+        replica.state == "RUNNING" for replica in app.replicas
+    )

@@ -1,0 +1,139 @@
+"""The operator's settings: environment variables `RECONCILE_*`, or `reconcile.toml` in the working directory.
+
+Command-line options go before the environment, the environment before the file. While a reconciler runs, its
+settings are the defaults of every other command in the same state directory, so that `reconcile status` looks at
+what runs.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from reconciler.host.files import write_atomic
+
+_RUNNING_FILE = "running.json"
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set about the reconciler itself."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RECONCILE_",
+        toml_file="reconcile.toml",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        populate_by_name=True,
+    )
+
+    models_dir: Path = Path("models.d")
+    """Folder of the model files."""
+    state_dir: Path = Path(".reconcile")
+    """Folder of the reconciler's own files: routes, records, locks, logs. Mode 0700."""
+    templates_dir: Path | None = None
+    """A folder with templates of your own; those it lacks are taken from the package."""
+    ray_dashboard: str = Field(
+        default="http://127.0.0.1:8265",
+        validation_alias=AliasChoices("RECONCILE_RAY_DASHBOARD", "RAY_API_SERVER_ADDRESS", "ray_dashboard"),
+        pattern=r"^https?://[^\s/@]+/?$",
+    )
+    """URL of the Ray dashboard, whose REST API configures Serve."""
+    ray_token_path: Path | None = Field(
+        default=None,
+        validation_alias=AliasChoices("RECONCILE_RAY_TOKEN_PATH", "RAY_AUTH_TOKEN_PATH", "ray_token_path"),
+    )
+    """File with the token of Ray's token authentication."""
+    serve_host: str = "127.0.0.1"
+    """Address that Serve's HTTP proxy listens on, and where the edge finds it."""
+    serve_port: Port = 8100
+    """Port of Serve's HTTP proxy."""
+    listen_host: str = "127.0.0.1"
+    """Address of the front door."""
+    listen_port: Port = 4000
+    """Port of the front door."""
+    activator_port: Port = 4001
+    """Port of the part of the front door that runs inside the reconciler, on loopback."""
+    engine: Literal["auto", "cpu", "cuda"] = "auto"
+    """The build of the engine; auto looks for a GPU on this machine."""
+    simulate_gpus: bool = False
+    """Reserve Ray's GPU resource though the engine computes on the CPU; for trying out placement."""
+    cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Threads of a CPU engine; the default is the number of cores."""
+    resync_interval: Seconds = 10.0
+    """Seconds between two full looks at files and cluster, whatever the file watcher says."""
+    max_loads: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """How many models may be coming up at a time; the default is one for every four cores."""
+    probe_timeout: Seconds = 120.0
+    """Seconds that a model which is up may take to answer its first request."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """auto: text on a terminal, JSON lines elsewhere."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Options, environment, reconcile.toml, in this order."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        if self.engine != "auto":
+            return self.engine
+        return "cuda" if _has_gpu() else "cpu"
+
+    @property
+    def loads_at_once(self) -> int:
+        """How many models may be coming up at a time."""
+        return self.max_loads or max(1, (os.cpu_count() or 1) // 4)
+
+    def remember(self) -> None:
+        """Make these settings the defaults of other commands in the same state directory."""
+        write_atomic(self.state_dir / _RUNNING_FILE, self.model_dump_json(exclude_unset=True))
+
+
+def load(**options: Any) -> Settings:  # noqa: ANN401 -- the fields of Settings
+    """The settings in force: options, environment, file, then those of the reconciler that runs here.
+
+    Raises:
+        pydantic.ValidationError: A value is not allowed, or `reconcile.toml` has an unknown key.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    settings = Settings(**given)
+    running = settings.state_dir / _RUNNING_FILE
+    try:
+        remembered = json.loads(running.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return settings
+    remembered.pop("state_dir", None)
+    for key in ("log_format", "log_level", *settings.model_fields_set):
+        remembered.pop(key, None)
+    return Settings(**{**remembered, **given})
+
+
+def _has_gpu() -> bool:
+    import pynvml  # noqa: PLC0415 -- only where nobody said which engine it is
+
+    try:
+        pynvml.nvmlInit()
+        return bool(pynvml.nvmlDeviceGetCount() > 0)
+    except pynvml.NVMLError:
+        return False

@@ -1,0 +1,192 @@
+"""Carry out one turn's steps. Nothing is decided here.
+
+The order within a turn: first what must be on disk before anything else happens, then routes, then probes (which
+run beside the loop), and last the one PUT, guarded by a second look.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from reconciler.core.desired import Desired
+from reconciler.core.plan import Do, Plan, Step
+from reconciler.core.state import Application, Json, Observed, Record
+from reconciler.edge.edge import Edge
+from reconciler.host.log import get_logger
+from reconciler.loop.memory import Memory
+from reconciler.loop.probe import ProbeError, probe
+from reconciler.ray_serve.client import ServeClient, ServeRefusedError
+from reconciler.ray_serve.observed import applications
+from reconciler.ray_serve.reasons import is_vague, reason_from_log
+from reconciler.ray_serve.schema import complaint_about
+
+log = get_logger()
+
+
+class Actor:
+    """Does what plans say.
+
+    Args:
+        serve: An open client.
+        edge: The front door's first half.
+        memory: Where records and failures are noted.
+        serve_url: Serve's HTTP proxy.
+        first_put: Settings of a Serve instance that has to be started.
+        probe_timeout: Seconds that a version may take to answer its first request.
+        wake: Called when a probe ended, so that the loop takes its next turn at once.
+    """
+
+    def __init__(
+        self,
+        serve: ServeClient,
+        edge: Edge,
+        memory: Memory,
+        *,
+        serve_url: str,
+        first_put: Json,
+        probe_timeout: float,
+        wake: Callable[[], None],
+    ) -> None:
+        self._serve = serve
+        self._edge = edge
+        self._memory = memory
+        self._serve_url = serve_url
+        self._first_put = first_put
+        self._probe_timeout = probe_timeout
+        self._wake = wake
+        self._probes: dict[str, asyncio.Task[None]] = {}
+
+    async def act(self, plan: Plan, desired: Desired, observed: Observed) -> None:
+        """Carry out the steps of `plan`.
+
+        Raises:
+            ServeUnreachableError: Serve did not answer; the next turn sees how far this one got.
+            ServeRefusedError: Serve refused the configuration as a whole.
+        """
+        by_kind: dict[Do, list[Step]] = {}
+        for step in plan.steps:
+            by_kind.setdefault(step.do, []).append(step)
+        for step in by_kind.get(Do.FAIL, ()):
+            await self._fail(step, observed)
+        for step in by_kind.get(Do.KEEP_PREVIOUS, ()):
+            self._keep_previous(step, observed)
+        for step in by_kind.get(Do.RECORD, ()):
+            self._record(step, desired)
+        await self._route(by_kind.get(Do.ROUTE, []), by_kind.get(Do.UNROUTE, []), observed)
+        for step in by_kind.get(Do.PROBE, ()):
+            self._start_probe(step, desired)
+        if plan.applications is not None:
+            await self._put(plan, desired, observed)
+
+    async def close(self) -> None:
+        """Give up probes that are under way."""
+        for task in self._probes.values():
+            task.cancel()
+        await asyncio.gather(*self._probes.values(), return_exceptions=True)
+
+    async def _fail(self, step: Step, observed: Observed) -> None:
+        reason = step.why
+        app = observed.applications.get(step.application)
+        if is_vague(reason) and app is not None:
+            reason = await self._reason_from_logs(app) or reason
+        failure = self._memory.fail(step.model, step.application, reason, observed.now)
+        log.error(
+            "model.failed",
+            model=step.model,
+            application=step.application,
+            reason=reason,
+            attempts=failure.attempts,
+            retry_in_seconds=round(failure.retry_at - failure.at),
+        )
+
+    async def _reason_from_logs(self, app: Application) -> str:
+        for replica in (*reversed(app.dead_replicas), *app.replicas):
+            if not (replica.node_id and replica.actor_id):
+                continue
+            for suffix in ("out", "err"):
+                text = await self._serve.replica_log(replica.node_id, replica.actor_id, suffix=suffix)
+                reason = reason_from_log(text)
+                if reason:
+                    return reason
+        return ""
+
+    def _keep_previous(self, step: Step, observed: Observed) -> None:
+        app = observed.applications[step.application]
+        if app.config is not None:
+            self._memory.keep_previous(step.model, app.config)
+
+    def _record(self, step: Step, desired: Desired) -> None:
+        target = desired.targets[step.model]
+        self._memory.record(Record(step.model, target.file, target.application, target.fields))
+        self._memory.forgive(target.application)
+        log.info("model.recorded", model=step.model, application=step.application, revision=desired.revision)
+
+    async def _route(self, on: list[Step], off: list[Step], observed: Observed) -> None:
+        if not on and not off:
+            return
+        routes = dict(observed.routes)
+        for step in off:
+            routes.pop(step.model, None)
+        for step in on:
+            routes[step.model] = step.application
+        await self._edge.set_routes(routes)
+        for step in off:
+            log.info("traffic.stopped", model=step.model, application=step.application, cause=step.why)
+        for step in on:
+            previous = observed.routes.get(step.model)
+            log.info("traffic.switched", model=step.model, application=step.application, previous=previous)
+
+    def _start_probe(self, step: Step, desired: Desired) -> None:
+        target = desired.targets.get(step.model)
+        record = self._memory.records.get(step.model)
+        task = target.spec.task if target is not None else (record.spec.get("task", "") if record else "")
+        self._memory.probing.add(step.application)
+        self._probes[step.application] = asyncio.create_task(self._probe(step, str(task)))
+
+    async def _probe(self, step: Step, task: str) -> None:
+        name = step.application
+        try:
+            await probe(f"{self._serve_url}/{name}", step.model, task, timeout=self._probe_timeout)
+        except ProbeError as error:
+            self._memory.unanswered[name] = str(error)
+            log.warning("model.unanswered", model=step.model, application=name, reason=str(error))
+        else:
+            self._memory.ready.add(name)
+            log.info("model.ready", model=step.model, application=name)
+        finally:
+            self._memory.probing.discard(name)
+            self._probes.pop(name, None)
+            self._wake()
+
+    async def _put(self, plan: Plan, desired: Desired, observed: Observed) -> None:
+        assert plan.applications is not None
+        before = {name: app.config for name, app in observed.applications.items()}
+        now = {name: app.config for name, app in applications(await self._serve.instance()).items()}
+        if now != before:
+            log.info("plan.stale", revision=plan.revision)
+            return
+        wanted = dict(plan.applications)
+        for name in sorted(wanted):
+            if wanted[name] == before.get(name):
+                continue
+            complaint = await asyncio.to_thread(complaint_about, wanted[name])
+            if complaint:
+                self._refuse(name, complaint, desired, observed)
+                # Keep what is there; a new application that is not valid is simply not sent.
+                old = before.get(name)
+                wanted = {**wanted, name: old} if old else {k: v for k, v in wanted.items() if k != name}
+        if wanted == {name: config for name, config in before.items() if config is not None}:
+            return
+        body = {**(observed.serve or self._first_put), "applications": [wanted[name] for name in sorted(wanted)]}
+        for step in plan.steps:
+            if step.do in (Do.START, Do.UPDATE, Do.REMOVE):
+                log.info(f"model.{step.do}", model=step.model, application=step.application, cause=step.why)
+        try:
+            await self._serve.put(body)
+        except ServeRefusedError as error:
+            log.error("serve.refused", reason=str(error))  # noqa: TRY400 -- the reason is Serve's, not a trace
+            raise
+
+    def _refuse(self, name: str, complaint: str, desired: Desired, observed: Observed) -> None:
+        model = next((model for model, target in desired.targets.items() if target.application == name), name)
+        self._memory.fail(model, name, f"Ray Serve's schema refuses it: {complaint}", observed.now)
+        log.error("model.failed", model=model, application=name, reason=complaint)

@@ -1,0 +1,157 @@
+"""What the loop remembers: on disk what must outlive it, in memory what can be found out again.
+
+Records (what the front door serves, and the way back) and failures (for backoff) are files of the state directory.
+Everything else here is lost in a crash and costs at most a second probe or a new start of a clock.
+"""
+
+import dataclasses
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from reconciler.core.backoff import delay
+from reconciler.core.state import Application, Demand, Failure, Json, Record
+from reconciler.host.files import write_atomic
+
+_FOREIGN_WINDOW_SECONDS = 12.0
+
+
+class Memory:
+    """The loop's memory of one state directory.
+
+    Args:
+        folder: The state directory. Read here; written only by `save_*`.
+        monotonic: Clock for ages, in seconds.
+    """
+
+    def __init__(self, folder: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._records_file = folder / "records.json"
+        self._failures_file = folder / "failures.json"
+        self._monotonic = monotonic
+        self.records: dict[str, Record] = {
+            row["model"]: Record(**row) for row in _read(self._records_file)
+        }
+        self.failures: dict[str, Failure] = {
+            row["application"]: Failure(**row) for row in _read(self._failures_file)
+        }
+        self.ready: set[str] = set()
+        self.probing: set[str] = set()
+        self.unanswered: dict[str, str] = {}
+        self._first_seen: dict[str, float] = {}
+        self._without_traffic: dict[str, float] = {}
+        self._demands: dict[str, tuple[str, Demand]] = {}
+        self._foreign: deque[tuple[float, float]] = deque()
+
+    # --- on disk ------------------------------------------------------------------------------------------
+
+    def record(self, record: Record) -> None:
+        """Remember what the front door serves for a model."""
+        self.records[record.model] = record
+        self._save_records()
+
+    def forget_models(self, models: Iterable[str]) -> None:
+        """Forget models that neither run nor are declared."""
+        gone = [model for model in models if self.records.pop(model, None) is not None]
+        if gone:
+            self._save_records()
+
+    def keep_previous(self, model: str, config: Json) -> None:
+        """Remember the version that makes way, so that it can come back."""
+        record = self.records.get(model) or Record(model, "", config["name"], {})
+        self.record(dataclasses.replace(record, previous=config))
+
+    def fail(self, model: str, application: str, reason: str, now: float) -> Failure:
+        """Note that a version could not be brought up; gives the note with the time of the next try."""
+        before = self.failures.get(application)
+        attempts = before.attempts + 1 if before is not None else 1
+        failure = Failure(model, application, reason, attempts, now, now + delay(attempts))
+        self.failures[application] = failure
+        self._save_failures()
+        return failure
+
+    def forgive(self, application: str) -> None:
+        """The version came up: its failures are history."""
+        if self.failures.pop(application, None) is not None:
+            self._save_failures()
+
+    def forget_failures(self, wanted: Iterable[str]) -> None:
+        """Forget failures of versions that nobody wants any more (a revert gets a fresh try)."""
+        keep = set(wanted)
+        gone = [application for application in self.failures if application not in keep]
+        for application in gone:
+            del self.failures[application]
+        if gone:
+            self._save_failures()
+
+    # --- in memory ----------------------------------------------------------------------------------------
+
+    def see(self, applications: Mapping[str, Application], routes: Mapping[str, str]) -> dict[str, Application]:
+        """Take in what is there: start clocks, drop those of what is gone.
+
+        Returns:
+            The applications, those that are being deleted with the model and the demand they had before: Serve
+            forgets an application's configuration before its replicas are gone.
+        """
+        now = self._monotonic()
+        seen: dict[str, Application] = {}
+        for name, app in applications.items():
+            if app.model is not None:
+                self._demands[name] = (app.model, app.demand)
+            elif app.config is None and name in self._demands:
+                model, demand = self._demands[name]
+                app = dataclasses.replace(app, model=model, demand=demand)  # noqa: PLW2901
+            seen[name] = app
+            self._first_seen.setdefault(name, now)
+        routed = set(routes.values())
+        for name in seen:
+            if name in routed:
+                self._without_traffic.pop(name, None)
+            else:
+                self._without_traffic.setdefault(name, now)
+        for clocks in (self._first_seen, self._without_traffic, self._demands, self.unanswered):
+            for name in clocks.keys() - seen.keys():
+                clocks.pop(name)  # type: ignore[attr-defined]
+        self.ready &= seen.keys()
+        self.ready |= routed & seen.keys()
+        return seen
+
+    def ages(self) -> dict[str, float]:
+        """Seconds since each application was first seen."""
+        now = self._monotonic()
+        return {name: now - since for name, since in self._first_seen.items()}
+
+    def draining(self) -> dict[str, float]:
+        """Seconds that each application without traffic has been without."""
+        now = self._monotonic()
+        return {name: now - since for name, since in self._without_traffic.items()}
+
+    def settle_foreign(self, reserved: float) -> float:
+        """GPUs that others reserve: the least of the last seconds, because Ray's report lags behind our own."""
+        now = self._monotonic()
+        self._foreign.append((now, reserved))
+        while self._foreign[0][0] < now - _FOREIGN_WINDOW_SECONDS:
+            self._foreign.popleft()
+        return min(amount for _, amount in self._foreign)
+
+    def _save_records(self) -> None:
+        _write(self._records_file, self.records.values())
+
+    def _save_failures(self) -> None:
+        _write(self._failures_file, self.failures.values())
+
+
+def _read(file: Path) -> list[Json]:
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        # Lost records cost words in a plan and a second try, no model; a crash loop would cost more.
+        return []
+    return rows if isinstance(rows, list) else []
+
+
+def _write(file: Path, rows: Iterable[Record] | Iterable[Failure]) -> None:
+    write_atomic(file, json.dumps([dataclasses.asdict(row) for row in rows], indent=1, sort_keys=True))

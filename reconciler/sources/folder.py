@@ -1,0 +1,86 @@
+"""A folder of model files, read whole each time.
+
+Files are compared by content, never by time stamps, so editor temporaries, atomic renames, symlinked folders and
+ConfigMap-style swaps do no harm. A file that is being written is waited for, for a moment.
+"""
+
+import asyncio
+import stat
+import time
+from pathlib import Path
+
+from reconciler.core.desired import Snapshot, revision_of
+from reconciler.core.parse import Problem
+
+SUFFIXES = (".yaml", ".yml")
+MAX_FILE_BYTES = 256 * 1024
+MAX_FILES = 10_000
+_SETTLE_SECONDS = 0.2
+_SETTLE_TRIES = 10
+
+
+class FolderSource:
+    """Model files directly inside one folder: `*.yaml` and `*.yml`, hidden names left out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    async def read(self) -> Snapshot:
+        """All model files as they are now. Never raises: what cannot be read is said in the snapshot."""
+        snapshot = await asyncio.to_thread(self._read_settled)
+        return snapshot
+
+    def _read_settled(self) -> Snapshot:
+        # An editor that truncates and then writes leaves, for a moment, a file that may even be valid. A file
+        # touched just now is therefore read again until two readings agree.
+        snapshot, fresh = self._read_once()
+        for _ in range(_SETTLE_TRIES):
+            if not fresh:
+                break
+            time.sleep(_SETTLE_SECONDS)
+            again, fresh = self._read_once()
+            if again == snapshot:
+                break
+            snapshot = again
+        return snapshot
+
+    def _read_once(self) -> tuple[Snapshot, bool]:
+        files: dict[str, bytes] = {}
+        problems: list[Problem] = []
+        fresh = False
+        try:
+            folder = self.folder.resolve(strict=True)
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            reason = f"{self.folder}: {error.strerror or error}"
+            return Snapshot(revision="", files={}, folder=str(self.folder), unreadable=reason), False
+        now = time.time()
+        for entry in entries:
+            if entry.suffix.lower() not in SUFFIXES or entry.name.startswith("."):
+                continue
+            path = f"{self.folder.name}/{entry.name}"
+            if len(files) >= MAX_FILES:
+                problems.append(Problem(path, 1, 1, f"more than {MAX_FILES} model files"))
+                break
+            try:
+                info = entry.stat()
+                if not stat.S_ISREG(info.st_mode):
+                    problems.append(Problem(path, 1, 1, "not a regular file"))
+                    continue
+                if info.st_size > MAX_FILE_BYTES:
+                    problems.append(Problem(path, 1, 1, f"larger than {MAX_FILE_BYTES // 1024} KiB"))
+                    continue
+                files[path] = entry.read_bytes()
+            except FileNotFoundError:
+                # Removed, or a dangling link in the middle of a swap: look again.
+                fresh = True
+                if entry.is_symlink():
+                    problems.append(Problem(path, 1, 1, "the link leads nowhere"))
+            except OSError as error:
+                problems.append(Problem(path, 1, 1, f"cannot be read: {error.strerror or error}"))
+            else:
+                fresh = fresh or 0 <= now - info.st_mtime < _SETTLE_SECONDS
+        snapshot = Snapshot(
+            revision=revision_of(files), files=files, folder=str(folder), problems=tuple(problems)
+        )
+        return snapshot, fresh
