@@ -214,10 +214,19 @@ def _clash(claimants: list[tuple[str, Mention]], index: int) -> Problem:
 
 def _invalidated(file: ParsedFile | InvalidFile, clashes: list[Problem]) -> InvalidFile:
     if isinstance(file, InvalidFile):
-        problems = tuple(sorted((*file.problems, *clashes)))
+        problems = tuple(sorted((*file.problems, *_bounded(clashes))))
         return InvalidFile(file.path, file.digest, problems, file.claims, file.mentions)
     claims = frozenset({file.spec.name})
-    return InvalidFile(file.path, file.digest, tuple(sorted(clashes)), claims, file.mentions)
+    return InvalidFile(file.path, file.digest, _bounded(clashes), claims, file.mentions)
+
+
+def _bounded(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """The first problems in order, and how many more there are."""
+    found = sorted(problems)
+    if len(found) > MAX_PROBLEMS:
+        last, more = found[MAX_PROBLEMS - 1], len(found) - MAX_PROBLEMS
+        found[MAX_PROBLEMS:] = [Problem(last.path, last.line, last.column, f"and {more} more mistakes")]
+    return tuple(sorted(found))
 
 
 class _Explainer:
@@ -238,16 +247,13 @@ class _Explainer:
         self._unlisted_keys()
         for each in errors:
             self._explain(each["type"], each["loc"], each.get("ctx", {}))
-        problems = sorted(self._found.values())
-        if len(problems) > MAX_PROBLEMS:
-            last, more = problems[MAX_PROBLEMS - 1], len(problems) - MAX_PROBLEMS
-            problems[MAX_PROBLEMS:] = [_problem(self._path, _of(last), f"and {more} more mistakes")]
+        problems = _bounded(self._found.values())
         named = [mention.text for mention in mentions if not mention.alias]
         if any(each["loc"][:1] == ("name",) for each in errors):
             named = []
         claims = frozenset(named) if named else None
         kept = mentions if named else tuple(mention for mention in mentions if mention.alias)
-        return InvalidFile(self._path, digest, tuple(problems), claims, kept)
+        return InvalidFile(self._path, digest, problems, claims, kept)
 
     def _add(self, where: Path, message: str, hint: str = "", *, at_key: bool = False) -> None:
         position = _nearest(self._document, where, at_key=at_key)
@@ -432,10 +438,6 @@ def _nearest(
         if fallback is not None:
             return fallback
         return _nearest(document, where[:-1], at_key=True) if where else _TOP
-
-
-def _of(problem: Problem) -> Position:
-    return Position(problem.line, problem.column)
 
 
 def _problem(path: str, at: Position, message: str, hint: str = "") -> Problem:
