@@ -23,8 +23,8 @@ from pydantic import (
 NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?:/[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)*$"
 """Names go into URLs, map files and Serve identifiers; `:` is Ray's separator for LoRA adapters."""
 
-DURATION_PATTERN = r"^(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+$"
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+DURATION_PATTERN = r"^(?:[0-9]{1,9}(?:\.[0-9]{1,3})?(?:ms|s|m|h|d)){1,5}$"
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 ALLOWED_ENGINE_ARGS: frozenset[str] = frozenset(
@@ -110,9 +110,12 @@ class _Section(BaseModel):
 class Source(_Section):
     """Where the weights come from: a hub repository or a local folder, exactly one of the two."""
 
-    repo: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=200)] | None = None
+    repo: (
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)]
+        | None
+    ) = None
     """Repository on the Hugging Face hub, as `owner/name`."""
-    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w./-]*$", max_length=120)] | None = None
+    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=120)] | None = None
     """Branch, tag or commit of the repository; the default is `main`."""
     track: bool = False
     """Follow the branch when it moves. Otherwise the commit that was resolved first stays."""

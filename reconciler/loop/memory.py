@@ -30,9 +30,7 @@ class Memory:
         self._records_file = folder / "records.json"
         self._failures_file = folder / "failures.json"
         self._monotonic = monotonic
-        self.records: dict[str, Record] = {
-            row["model"]: Record(**row) for row in _read(self._records_file)
-        }
+        self.records: dict[str, Record] = {row["model"]: Record(**row) for row in _read(self._records_file)}
         self.failures: dict[str, Failure] = {
             row["application"]: Failure(**row) for row in _read(self._failures_file)
         }

@@ -122,4 +122,3 @@ class ServeClient:
         if status >= 400:  # noqa: PLR2004
             raise ServeRefusedError(f"HTTP {status}: {text[:2000]}")
         return text
-

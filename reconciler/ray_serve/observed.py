@@ -49,9 +49,7 @@ def _application(name: str, details: Json) -> Application:
     deployments: Json = details.get("deployments") or {}
     # The router is a helper of ours without an engine; its replicas say nothing about the model.
     engines = [item for key, item in deployments.items() if key != "LLMRouter"]
-    failure = next(
-        (reason for item in engines if (reason := reason_from_message(item.get("message") or ""))), ""
-    )
+    failure = next((reason for item in engines if (reason := reason_from_message(item.get("message") or ""))), "")
     message = "\n".join(filter(None, [details.get("message"), *(item.get("message") for item in engines)]))
     if status is Status.DEPLOY_FAILED and not failure:
         failure = reason_from_message(details.get("message") or "", certain=True)

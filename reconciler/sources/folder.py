@@ -80,7 +80,5 @@ class FolderSource:
                 problems.append(Problem(path, 1, 1, f"cannot be read: {error.strerror or error}"))
             else:
                 fresh = fresh or 0 <= now - info.st_mtime < _SETTLE_SECONDS
-        snapshot = Snapshot(
-            revision=revision_of(files), files=files, folder=str(folder), problems=tuple(problems)
-        )
+        snapshot = Snapshot(revision=revision_of(files), files=files, folder=str(folder), problems=tuple(problems))
         return snapshot, fresh

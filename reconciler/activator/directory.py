@@ -1,0 +1,85 @@
+"""What the activator knows about models: an immutable snapshot that the loop replaces whole. Pure data."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+_MAX_NEAR = 3
+# Above difflib's usual 0.6: a hint that is no likely typo only sends the reader astray.
+_NEAR_ENOUGH = 0.7
+# difflib's cost grows with the square of the length, and the name comes from whoever sent the request.
+_LONGEST_NAME_COMPARED = 200
+
+
+class ModelState(StrEnum):
+    """Where a model stands, in the words that `/v1/models` shows."""
+
+    LOADED = "loaded"
+    LOADING = "loading"
+    UNLOADED = "unloaded"
+    UNLOADING = "unloading"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One declared model.
+
+    Attributes:
+        name: The model's name, which is also the `model_id` of its Serve application.
+        state: What `/v1/models` shows.
+        application: The Serve application that has the traffic; None when none has. Requests go by this alone: a
+            model whose next version is loading still answers from its old one.
+        reason: Why it is in that state, for whoever is refused.
+        retry_after: Seconds after which another try makes sense.
+        aliases: Other names of it.
+        task: What it does: generate, embed, …
+        description: The operator's words.
+        created: Unix time of its creation, as OpenAI's listing wants one.
+        max_model_len: Context length in tokens, where known.
+    """
+
+    name: str
+    state: ModelState
+    application: str | None
+    reason: str = ""
+    retry_after: float = 5.0
+    aliases: tuple[str, ...] = ()
+    task: str = "generate"
+    description: str = ""
+    created: int = 0
+    max_model_len: int | None = None
+
+
+class Directory:
+    """Every declared model, by name and by alias. Never changed after it is made."""
+
+    def __init__(self, entries: Iterable[Entry] = (), *, settled: bool = True) -> None:
+        """Build the look-ups once.
+
+        Args:
+            entries: The declared models, in the order of the listing. A name wins over an equal alias.
+            settled: False until the reconciler has finished its first look: what is missing may then still turn up,
+                so nothing is called unknown.
+        """
+        self.entries = tuple(entries)
+        self.settled = settled
+        self._by_name = {entry.name: entry for entry in self.entries}
+        for entry in self.entries:
+            for alias in entry.aliases:
+                self._by_name.setdefault(alias, entry)
+        # Two names may differ by case only; the first one speaks for both.
+        self._by_folded: dict[str, str] = {}
+        for name in self._by_name:
+            self._by_folded.setdefault(name.casefold(), name)
+
+    def find(self, name: str) -> Entry | None:
+        """The model of that name or alias."""
+        return self._by_name.get(name)
+
+    def near(self, name: str) -> tuple[str, ...]:
+        """Names and aliases that `name` may be a slip for, the nearest first; at most three."""
+        folded = name[:_LONGEST_NAME_COMPARED].casefold()
+        matches = difflib.get_close_matches(folded, self._by_folded, n=_MAX_NEAR, cutoff=_NEAR_ENOUGH)
+        return tuple(self._by_folded[match] for match in matches)

@@ -1,0 +1,112 @@
+"""Refusals: each one an exception that knows its status, its headers and its OpenAI error envelope."""
+
+import json
+import math
+from collections.abc import Mapping
+
+from reconciler.activator.directory import Entry
+
+_LONGEST_NAME_SHOWN = 200
+_UPSTREAM_RETRY_AFTER = 2.0
+_STARTING_RETRY_AFTER = 2.0
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+
+
+class Refusal(Exception):  # noqa: N818 -- an answer of ours, not a fault of the program
+    """A request that is answered by the activator itself, with an error."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        kind: str = INVALID_REQUEST,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+        self._error = {"message": message, "type": kind, "param": param, "code": code}
+
+    def body(self) -> bytes:
+        """The envelope that OpenAI's clients read the error from."""
+        return json.dumps({"error": self._error}).encode()
+
+
+def unknown_model(name: str, near: tuple[str, ...]) -> Refusal:
+    """No model and no alias has that name."""
+    message = f"The model '{_shown(name)}' does not exist."
+    if near:
+        message += f" Did you mean: {', '.join(repr(other) for other in near)}?"
+    return Refusal(404, message, code="model_not_found", param="model")
+
+
+def not_up(entry: Entry, asked: str) -> Refusal:
+    """The model is declared and no application of it takes requests."""
+    message = f"The model '{_shown(asked)}' is {entry.state.value}"
+    message += f": {entry.reason.rstrip('.')}." if entry.reason else "."
+    code = f"model_{entry.state.value}"
+    return _unavailable(message, code=code, seconds=entry.retry_after, param="model")
+
+
+def starting() -> Refusal:
+    """The reconciler has not finished its first look, so it cannot tell an unknown model from one not yet seen."""
+    return _unavailable(
+        "The server is starting; try again shortly.", code="starting", seconds=_STARTING_RETRY_AFTER
+    )
+
+
+def upstream_unreachable(name: str) -> Refusal:
+    """The model's application could not be reached, or went away before it answered."""
+    message = f"The model '{_shown(name)}' did not answer; try again shortly."
+    return _unavailable(message, code="upstream_unreachable", seconds=_UPSTREAM_RETRY_AFTER)
+
+
+def unknown_path(path: str) -> Refusal:
+    """Not a path of the closed list."""
+    return Refusal(404, f"There is nothing at '{_shown(path)}'.", code="unknown_path")
+
+
+def wrong_method(method: str, allowed: str) -> Refusal:
+    """A known path, asked with a method that it does not have."""
+    message = f"The method {_shown(method)} is not allowed here; use {allowed}."
+    return Refusal(405, message, code="method_not_allowed", headers={"allow": allowed})
+
+
+def too_large(limit: int) -> Refusal:
+    """The body exceeds the limit."""
+    return Refusal(413, f"The request body is larger than {limit} bytes.", code="request_too_large")
+
+
+def invalid_json(problem: str) -> Refusal:
+    """The body is not a JSON object."""
+    return Refusal(400, f"The request body is not valid JSON: {problem}.", code="invalid_json")
+
+
+def invalid_form(problem: str) -> Refusal:
+    """The body is not multipart/form-data."""
+    return Refusal(400, f"The request body is not valid multipart/form-data: {problem}.", code="invalid_form")
+
+
+def invalid_model(problem: str) -> Refusal:
+    """`model` is missing, given twice, or not a string."""
+    return Refusal(400, problem, code="invalid_model", param="model")
+
+
+def internal() -> Refusal:
+    """A fault of ours; the log has the particulars."""
+    return Refusal(500, "The server had an internal error.", code="internal_error", kind=SERVER_ERROR)
+
+
+def _unavailable(message: str, *, code: str, seconds: float, param: str | None = None) -> Refusal:
+    # Whole seconds are the only form of Retry-After that every client reads, and 0 invites a hammering.
+    headers = {"retry-after": str(max(1, math.ceil(seconds)))}
+    return Refusal(503, message, code=code, kind=SERVER_ERROR, param=param, headers=headers)
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _LONGEST_NAME_SHOWN else f"{text[:_LONGEST_NAME_SHOWN]}…"

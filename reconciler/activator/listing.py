@@ -1,0 +1,40 @@
+"""`/v1/models` in OpenAI's shape: every declared model and every alias, up or not, with its state in words. Pure."""
+
+import json
+from typing import Any
+
+from reconciler.activator.directory import Directory, Entry
+
+_OWNER = "llm-reconciler"
+
+
+def models_json(directory: Directory) -> bytes:
+    """The list of all models, each followed by its aliases."""
+    data = []
+    for entry in directory.entries:
+        data.append(_card(entry, entry.name))
+        data.extend(_card(entry, alias) for alias in entry.aliases if directory.find(alias) is entry)
+    return json.dumps({"object": "list", "data": data}).encode()
+
+
+def model_json(entry: Entry, asked: str) -> bytes:
+    """One model, under the name that was asked for."""
+    return json.dumps(_card(entry, asked)).encode()
+
+
+def _card(entry: Entry, name: str) -> dict[str, Any]:
+    card: dict[str, Any] = {
+        "id": name,
+        "object": "model",
+        "created": entry.created,
+        "owned_by": _OWNER,
+        "status": {"value": entry.state.value, "reason": entry.reason},
+        "task": entry.task,
+    }
+    if name != entry.name:
+        card["alias_of"] = entry.name
+    if entry.description:
+        card["description"] = entry.description
+    if entry.max_model_len is not None:
+        card["max_model_len"] = entry.max_model_len
+    return card

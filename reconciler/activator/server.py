@@ -1,0 +1,154 @@
+"""Listen and serve an ASGI application inside this process: uvicorn as a library, leaving signals and logs to us."""
+
+import asyncio
+import contextlib
+import errno
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+_BACKLOG = 2048
+# Longer than the edge keeps an idle connection of its own, so that it is the edge that closes first.
+_KEEP_ALIVE_SECONDS = 75
+# Request line and headers together; bodies are not affected.
+_MAX_HEADER_BYTES = 64 * 1024
+_GRACE_SECONDS = 10
+
+
+class ListenError(RuntimeError):
+    """An address cannot be listened on; the message says which and what to do."""
+
+
+async def serve(app: ASGIApp, host: str, port: int, *, grace_seconds: int = _GRACE_SECONDS) -> None:
+    """Serve on a TCP port until cancelled.
+
+    Args:
+        app: The application. Its lifespan is not run: whoever makes it starts and closes it.
+        host: Address to bind.
+        port: Port to bind.
+        grace_seconds: How long requests under way may go on after the cancellation before they are cut.
+
+    Raises:
+        ListenError: The port is taken, or the address is not ours.
+    """
+    await serve_on(app, listen_tcp(host, port), grace_seconds=grace_seconds)
+
+
+async def serve_unix(app: ASGIApp, path: Path, *, grace_seconds: int = _GRACE_SECONDS) -> None:
+    """Serve on a unix socket that only this user can reach, until cancelled. The socket file goes away with it.
+
+    Raises:
+        ListenError: Another process listens there, or the path cannot be bound.
+    """
+    listener = listen_unix(path)
+    try:
+        await serve_on(app, listener, grace_seconds=grace_seconds)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def listen_tcp(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 takes a free one.
+
+    Raises:
+        ListenError: The port is taken, or the address is not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # For connections of a former run that linger; a port that someone listens on is refused all the same.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            hint = f"port {port} on {host} is taken by another program; stop it or set another port"
+            raise ListenError(hint) from error
+        raise ListenError(f"cannot listen on port {port} of {host}: {error.strerror or error}") from error
+    return listener
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """A listening unix socket of mode 0600. A socket file that a dead process left behind is replaced.
+
+    Raises:
+        ListenError: Another process listens there, the path is not a socket, or it cannot be bound.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        listener.bind(str(path))
+        # Before listen(): until then every connection is refused, so there is no moment when others could get in.
+        path.chmod(0o600)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ListenError(f"cannot listen on the socket {path}: {error.strerror or error}") from error
+    except ListenError:
+        listener.close()
+        raise
+    return listener
+
+
+async def serve_on(app: ASGIApp, listener: socket.socket, *, grace_seconds: int = _GRACE_SECONDS) -> None:
+    """Serve on a listening socket until cancelled, then end cleanly: stop accepting, let requests finish, close."""
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        # Our applications log for themselves, in our format; what uvicorn would add is a traceback for every stream
+        # that we break off on purpose.
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=grace_seconds,
+        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+    )
+    server = _Server(config)
+    # A task of its own: cancelling uvicorn itself would skip its shutdown.
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        server.should_exit = True
+        await running
+        raise
+    finally:
+        listener.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the process has other things to end than this server."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ListenError(f"cannot listen on {path}: it exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise ListenError(f"another process listens on the socket {path}; stop it or set another path")

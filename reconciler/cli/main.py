@@ -1,0 +1,197 @@
+"""The `reconcile` command. Imports nothing heavy: each command fetches what it needs when it runs.
+
+Exit codes: 0 nothing to do, or done; 1 error; 2 changes pending (`--dry-run --detailed-exitcode`); 3 done in part;
+4 refused by a safety rule.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reconciler import __version__
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_EPILOG = """\b
+Exit codes:
+  0  nothing to do, or done
+  1  error
+  2  changes are pending (only with --dry-run --detailed-exitcode)
+  3  done in part: some model failed, is held, or its file is invalid
+  4  refused by a safety rule
+
+\b
+Examples:
+  reconcile validate                 check the model files, every mistake at once
+  reconcile --dry-run                what would happen, and why; changes nothing
+  reconcile                          make the cluster match the files, once
+  reconcile --watch                  stay, and keep it so
+  reconcile status                   what is up, and what is not and why
+
+Settings come from options, RECONCILE_* variables or reconcile.toml; see docs/settings.md.
+"""
+
+
+class _Settings(click.Group):
+    """A group whose options also go before or after the name of a command."""
+
+
+def _shared_options(function: Any) -> Any:  # noqa: ANN401 -- click's decorators are untyped in effect
+    for option in (
+        click.option(
+            "--state-dir", type=click.Path(path_type=Path), help="The reconciler's own files (.reconcile)."
+        ),
+        click.option(
+            "--models-dir", type=click.Path(path_type=Path), help="Folder of the model files (models.d)."
+        ),
+        click.option(
+            "--output", type=click.Choice(["text", "json"]), default="text", help="For people or machines."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@click.group(cls=_Settings, invoke_without_command=True, context_settings=_CONTEXT, epilog=_EPILOG)
+@_shared_options
+@click.option("--watch", is_flag=True, help="Stay and keep the cluster as the files want it.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")
+@click.option("--detailed-exitcode", is_flag=True, help="With --dry-run: exit 2 where changes are pending.")
+@click.option(
+    "--dangerous-allow-removals",
+    is_flag=True,
+    help="Carry out removals that a safety rule refuses (more than half of what runs, or all of it).",
+)
+@click.option("--retry-failed", is_flag=True, help="Try versions that failed again now, whatever their backoff.")
+@click.version_option(__version__, prog_name="reconcile")
+@click.pass_context
+def cli(
+    context: click.Context,
+    *,
+    state_dir: Path | None,
+    models_dir: Path | None,
+    output: str,
+    watch: bool,
+    dry_run: bool,
+    detailed_exitcode: bool,
+    dangerous_allow_removals: bool,
+    retry_failed: bool,
+) -> None:
+    """Make a Ray Serve cluster serve the models that a folder of YAML files declares.
+
+    Without a command it converges once: it starts, replaces and removes what the files in models.d ask for, waits
+    until every model answers, and exits.
+    """
+    context.obj = {"state_dir": state_dir, "models_dir": models_dir, "output": output}
+    if context.invoked_subcommand is not None:
+        return
+    if detailed_exitcode and not dry_run:
+        raise click.UsageError("--detailed-exitcode goes with --dry-run")
+    if watch and dry_run:
+        raise click.UsageError("--watch and --dry-run exclude each other")
+    from reconciler.cli import run  # noqa: PLC0415
+
+    settings = run.settings_of(state_dir, models_dir)
+    wishes = {"allow_removals": dangerous_allow_removals, "retry_failed": retry_failed}
+    if dry_run:
+        code = run.dry_run(settings, output=output, detailed_exitcode=detailed_exitcode, **wishes)
+    elif watch:
+        code = run.watch(settings, **wishes)
+    else:
+        code = run.converge(settings, output=output, **wishes)
+    context.exit(code)
+
+
+@cli.command(context_settings=_CONTEXT)
+@_shared_options
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.pass_obj
+def validate(
+    shared: dict[str, Any],
+    *,
+    paths: tuple[Path, ...],
+    state_dir: Path | None,
+    models_dir: Path | None,
+    output: str,
+) -> None:
+    """Check model files: all of models.d, or the files and folders named.
+
+    Every mistake of every file is printed as file:line:column with what is allowed. Needs no cluster.
+    """
+    from reconciler.cli import inspect  # noqa: PLC0415
+
+    settings, output = _merged(shared, state_dir, models_dir, output)
+    sys.exit(inspect.validate(settings, paths, output=output))
+
+
+@cli.command(context_settings=_CONTEXT)
+@_shared_options
+@click.pass_obj
+def status(shared: dict[str, Any], *, state_dir: Path | None, models_dir: Path | None, output: str) -> None:
+    """Show every model: what its file wants, what is up, and the reason where the two differ."""
+    from reconciler.cli import inspect  # noqa: PLC0415
+
+    settings, output = _merged(shared, state_dir, models_dir, output)
+    sys.exit(inspect.status(settings, output=output))
+
+
+@cli.command(context_settings=_CONTEXT)
+@_shared_options
+@click.argument("names", nargs=-1)
+@click.pass_obj
+def render(
+    shared: dict[str, Any], *, names: tuple[str, ...], state_dir: Path | None, models_dir: Path | None, output: str
+) -> None:
+    """Print the Serve config that would be applied, for all models or those named.
+
+    It is an ordinary config: `serve deploy` takes it. It has passed Ray Serve's own schema where Ray is installed.
+    Needs no cluster.
+    """
+    from reconciler.cli import inspect  # noqa: PLC0415
+
+    settings, output = _merged(shared, state_dir, models_dir, output)
+    sys.exit(inspect.render(settings, names, output=output))
+
+
+@cli.command(context_settings=_CONTEXT)
+def schema() -> None:
+    """Print the JSON Schema of model files, for editors.
+
+    Save it, and put this line on top of each model file:
+
+    \b
+        # yaml-language-server: $schema=../schema/model.schema.json
+    """
+    from reconciler.cli import inspect  # noqa: PLC0415
+
+    inspect.schema()
+
+
+@cli.command(context_settings=_CONTEXT)
+@_shared_options
+@click.argument("verb", type=click.Choice(["start", "stop", "status"]))
+@click.pass_obj
+def edge(
+    shared: dict[str, Any], *, verb: str, state_dir: Path | None, models_dir: Path | None, output: str
+) -> None:
+    """Start, stop or look at the edge (HAProxy), the part of the front door that outlives the reconciler."""
+    from reconciler.cli import run  # noqa: PLC0415
+
+    settings, output = _merged(shared, state_dir, models_dir, output)
+    sys.exit(run.edge(settings, verb))
+
+
+def _merged(
+    shared: dict[str, Any], state_dir: Path | None, models_dir: Path | None, output: str
+) -> tuple[Any, str]:
+    """Options may stand before or after the command's name."""
+    from reconciler.cli import run  # noqa: PLC0415
+
+    settings = run.settings_of(state_dir or shared["state_dir"], models_dir or shared["models_dir"])
+    return settings, output if output != "text" else shared["output"]
+
+
+def main() -> None:
+    """The entry point. Errors that an operator can do something about are one line, not a trace."""
+    cli(prog_name="reconcile")

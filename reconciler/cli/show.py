@@ -1,0 +1,133 @@
+"""Plans, problems and status as a person reads them. Colours are off under NO_COLOR and in a pipe."""
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from reconciler.core.diff import Effect, FieldChange
+from reconciler.core.parse import Problem
+from reconciler.core.plan import Action, Change, Held, Order, Plan
+from reconciler.core.plan_json import counts
+
+_SYMBOLS = {
+    Action.ADD: ("+", "green"),
+    Action.REPLACE: ("±", "yellow"),
+    Action.UPDATE: ("~", "yellow"),
+    Action.FRONT_DOOR: ("·", "cyan"),
+    Action.RESTORE: ("↺", "yellow"),
+    Action.REMOVE: ("-", "red"),
+}
+_EFFECT_STYLE = {Effect.FRONT_DOOR: "cyan", Effect.IN_PLACE: "yellow", Effect.NEW_ENGINE: "magenta"}
+_LONGEST_VALUE = 60
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that wraps nothing in a pipe, so that lines can be searched."""
+    piped = not (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, soft_wrap=piped, width=200 if piped else None)
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401 -- any JSON value
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def show_problems(problems: Iterable[Problem]) -> None:
+    """Every mistake, one a line."""
+    out = console()
+    for problem in problems:
+        out.print(f"[red]error[/] {escape(str(problem))}")
+
+
+def show_plan(plan: Plan, *, now: float, done: bool = False) -> None:
+    """The plan: what changes and why, what is held, what is refused, and one line of summary."""
+    out = console()
+    for change in plan.changes:
+        _show_change(out, change)
+    for held in plan.held:
+        _show_held(out, held, now)
+    for refusal in plan.refused:
+        out.print(f"[bold red]x refused[/] {escape(', '.join(refusal.models))}: {escape(refusal.reason)}")
+        if refusal.flag:
+            out.print(f"      [dim]{refusal.flag} allows it[/]")
+    number = counts(plan)
+    if not (plan.changes or plan.held or plan.refused):
+        text = (
+            f"{number['unchanged']} models are as their files want them." if number["unchanged"] else "No models."
+        )
+        out.print(f"[green]{'Done' if done else 'Nothing to do'}.[/] {text}")
+        return
+    out.print(
+        f"[bold]{'Outcome' if done else 'Plan'}:[/] {number['add']} to add, {number['replace']} to replace, "
+        f"{number['update']} to update in place, {number['front door']} at the front door, "
+        f"{number['remove']} to remove; {number['held']} held, {number['refused']} refused, "
+        f"{number['unchanged']} unchanged."
+    )
+
+
+def show_status(rows: list[dict[str, Any]], notes: list[str]) -> None:
+    """One row a model."""
+    out = console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("MODEL", "STATE", "SYNC", "REPLICAS", "IN FLIGHT", "APPLICATION", "FILE"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "FILE")
+    styles = {"loaded": "green", "failed": "red", "loading": "yellow", "unloaded": "dim"}
+    for row in rows:
+        style = styles.get(row["state"], "")
+        table.add_row(
+            escape(row["model"]),
+            f"[{style}]{row['state']}[/]" if style else row["state"],
+            row["sync"],
+            row["replicas"],
+            "?" if row["in_flight"] is None else str(row["in_flight"]),
+            row["application"] or "-",
+            escape(row["file"] or "-"),
+        )
+    if rows:
+        out.print(table)
+    else:
+        out.print("No models are declared, and none run.")
+    for row in rows:
+        if row["reason"]:
+            out.print(f"[red]{escape(row['model'])}[/]: {escape(row['reason'])}")
+    for note in notes:
+        out.print(f"[yellow]note[/] {escape(note)}")
+
+
+def _show_change(out: Console, change: Change) -> None:
+    symbol, style = _SYMBOLS[change.action]
+    what = change.action.value
+    if change.action is Action.REPLACE and change.order is not None:
+        what += ", beside the old version" if change.order is Order.BESIDE else ", in turn: no room for both"
+    phase = f" [dim]({escape(change.phase)})[/]" if change.phase else ""
+    out.print(f"[{style}]{symbol} {escape(change.model)}[/] {what}{phase}")
+    out.print(f"      [dim]because[/] {escape(change.cause)}")
+    versions = [name for name in (change.old, change.new) if name]
+    if versions:
+        out.print(f"      [dim]version[/] {escape(' -> '.join(versions))}")
+    for field in change.fields:
+        out.print(f"      {_field(field)}")
+
+
+def _field(change: FieldChange) -> str:
+    style = _EFFECT_STYLE[change.effect]
+    values = f"{_value(change.old)} -> {_value(change.new)}"
+    return f"{escape(change.path)}: {escape(values)}  [{style}]({change.effect.value})[/]"
+
+
+def _value(value: Any) -> str:  # noqa: ANN401 -- any JSON value
+    text = "(absent)" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+
+
+def _show_held(out: Console, held: Held, now: float) -> None:
+    out.print(f"[red]! {escape(held.model)}[/] held: {held.kind.value}")
+    out.print(f"      {escape(held.reason)}")
+    if held.retry_at is not None:
+        wait = max(0, round(held.retry_at - now))
+        out.print(f"      [dim]next try in {wait} s; reconcile --retry-failed tries now[/]")

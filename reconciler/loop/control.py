@@ -1,0 +1,27 @@
+"""How other commands speak to the reconciler that runs: over a socket that only its owner can open."""
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from reconciler.core.plan_json import plan_to_json
+from reconciler.core.turn import Options
+from reconciler.loop.loop import Loop
+
+
+def control_app(loop: Loop) -> Starlette:
+    """The ASGI application behind the control socket."""
+
+    async def reconcile(request: Request) -> JSONResponse:
+        wishes = await request.json()
+        options = Options(
+            allow_removals=wishes.get("allow_removals") is True,
+            retry_failed=wishes.get("retry_failed") is True,
+            max_loads=loop.options.max_loads,
+        )
+        look = await loop.reconcile_now(options)
+        problems = [str(problem) for problem in look.desired.problems]
+        return JSONResponse({"plan": plan_to_json(look.plan), "problems": problems})
+
+    return Starlette(routes=[Route("/reconcile", reconcile, methods=["POST"])])

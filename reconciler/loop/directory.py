@@ -1,0 +1,87 @@
+"""What the front door tells clients about each model, from the plan and what was observed. Pure."""
+
+from reconciler.activator.directory import Directory, Entry, ModelState
+from reconciler.core.desired import Desired
+from reconciler.core.plan import Do, HeldKind, Plan
+from reconciler.core.render import Target
+from reconciler.core.state import Observed, Status
+
+_COMING = frozenset({Do.START, Do.AWAIT, Do.PROBE, Do.ROUTE, Do.KEEP_PREVIOUS, Do.UNROUTE, Do.DRAIN})
+_RETRY_SECONDS = 5.0
+_RETRY_FAILED_SECONDS = 60.0
+
+
+def build_directory(desired: Desired, observed: Observed, plan: Plan, *, created: int) -> Directory:
+    """The directory after a turn.
+
+    Args:
+        desired: The model files.
+        observed: What was seen at the start of the turn.
+        plan: What was decided.
+        created: Seconds since the epoch, shown as the models' creation time.
+    """
+    entries = [_declared(target, observed, plan, created) for target in desired.targets.values()]
+    undeclared = set(observed.routes) - set(desired.targets)
+    entries += [_undeclared(model, observed, created) for model in sorted(undeclared)]
+    return Directory(entries)
+
+
+def _declared(target: Target, observed: Observed, plan: Plan, created: int) -> Entry:
+    state, application, reason, retry = _state(target.model, observed, plan)
+    spec = target.spec
+    length = spec.engine.max_model_len
+    return Entry(
+        name=target.model,
+        state=state,
+        application=application,
+        reason=reason,
+        retry_after=retry,
+        aliases=spec.aliases,
+        task=spec.task.value,
+        description=spec.description,
+        created=created,
+        max_model_len=None if length == "auto" else length,
+    )
+
+
+def _undeclared(model: str, observed: Observed, created: int) -> Entry:
+    """A model whose file is invalid or going: it keeps the aliases that were last recorded."""
+    record = observed.records.get(model)
+    spec = record.spec if record is not None else {}
+    return Entry(
+        name=model,
+        state=ModelState.LOADED,
+        application=observed.routes[model],
+        aliases=tuple(spec.get("aliases", ())),
+        task=spec.get("task", "generate"),
+        description=spec.get("description", ""),
+        created=created,
+    )
+
+
+def _state(model: str, observed: Observed, plan: Plan) -> tuple[ModelState, str | None, str, float]:
+    application = _next_route(model, observed, plan)
+    app = observed.applications.get(application or "")
+    if app is not None and app.status is not Status.DELETING:
+        return ModelState.LOADED, application, "", _RETRY_SECONDS
+    held = next((held for held in plan.held if held.model == model), None)
+    if held is not None:
+        failed = held.kind is not HeldKind.MANUAL
+        state = ModelState.FAILED if failed else ModelState.UNLOADED
+        retry = max(1.0, held.retry_at - observed.now) if held.retry_at else _RETRY_FAILED_SECONDS
+        return state, None, f"{held.kind.value}: {held.reason}", retry
+    step = next((step for step in plan.steps if step.model == model and step.do in _COMING), None)
+    if step is not None:
+        return ModelState.LOADING, None, step.why or "it is being started", _RETRY_SECONDS
+    return ModelState.UNLOADED, None, "it is not up", _RETRY_SECONDS
+
+
+def _next_route(model: str, observed: Observed, plan: Plan) -> str | None:
+    """Where the model's traffic goes once this turn's steps are done."""
+    route = observed.routes.get(model)
+    for step in plan.steps:
+        if step.model == model and step.do is Do.ROUTE:
+            route = step.application
+        elif step.model == model and step.do is Do.UNROUTE:
+            route = None
+    return route

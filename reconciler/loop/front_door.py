@@ -1,0 +1,39 @@
+"""The front door as the loop sees it: an edge that must run, and a directory that must be current."""
+
+import time
+
+from reconciler.activator.app import Activator
+from reconciler.core.desired import Desired
+from reconciler.core.plan import Plan
+from reconciler.core.state import Observed
+from reconciler.edge.edge import Edge, EdgeStartError
+from reconciler.host.log import get_logger
+from reconciler.loop.directory import build_directory
+
+log = get_logger()
+
+
+class FrontDoor:
+    """Both halves of the front door; the activator is absent in a reconciler that does not stay."""
+
+    def __init__(self, edge: Edge, activator: Activator | None = None) -> None:
+        self._edge = edge
+        self._activator = activator
+        self._created = int(time.time())
+        self._complaint = ""
+
+    async def ensure_running(self) -> None:
+        """Start the edge where it does not run. A failure is logged once, and tried again on the next turn."""
+        try:
+            if await self._edge.ensure_running():
+                log.info("edge.started")
+            self._complaint = ""
+        except EdgeStartError as error:
+            if str(error) != self._complaint:
+                log.error("edge.failed", reason=str(error))  # noqa: TRY400 -- HAProxy's reason, not our trace
+            self._complaint = str(error)
+
+    def publish(self, desired: Desired, observed: Observed, plan: Plan) -> None:
+        """Tell the activator what there is, as it will be once this turn's steps are done."""
+        if self._activator is not None:
+            self._activator.directory = build_directory(desired, observed, plan, created=self._created)

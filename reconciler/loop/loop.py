@@ -1,0 +1,173 @@
+"""The loop. Everything this tool does happens in `turn`: observe, plan, act; the next turn observes again.
+
+A file event, a timer, a probe that ended, an operator's command: each only wakes the loop, which then looks at
+everything. So a change that arrives while a turn runs is seen by the next one, and nothing depends on events
+being complete.
+"""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+
+from reconciler.core.desired import Desired, Snapshot, compile_desired
+from reconciler.core.plan import Plan
+from reconciler.core.planner import make_plan
+from reconciler.core.render import Renderer
+from reconciler.core.state import Observed
+from reconciler.core.turn import Options
+from reconciler.host.log import get_logger
+from reconciler.loop.act import Actor
+from reconciler.loop.front_door import FrontDoor
+from reconciler.loop.memory import Memory
+from reconciler.loop.observe import Observer
+from reconciler.loop.report import Reporter
+from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
+from reconciler.sources.folder import FolderSource
+
+log = get_logger()
+
+BUSY_SECONDS = 0.5
+"""Pause between turns while something is under way."""
+_RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one turn saw and decided."""
+
+    desired: Desired
+    observed: Observed
+    plan: Plan
+
+
+class Loop:
+    """Makes the cluster match the model files, and keeps it so."""
+
+    def __init__(
+        self,
+        source: FolderSource,
+        renderer: Renderer,
+        observer: Observer,
+        memory: Memory,
+        *,
+        options: Options,
+    ) -> None:
+        self._source = source
+        self._renderer = renderer
+        self._observer = observer
+        self._memory = memory
+        self._compiled: tuple[Snapshot, Desired] | None = None
+        self._woken = asyncio.Event()
+        self._settled = asyncio.Condition()
+        self._turns = 0
+        self.options = options
+        self.last: Look | None = None
+
+    def wake(self) -> None:
+        """Take the next turn now."""
+        self._woken.set()
+
+    async def look(self) -> Look:
+        """Observe and plan, and change nothing.
+
+        Raises:
+            ServeUnreachableError: The cluster could not be observed; nothing may be concluded.
+        """
+        snapshot = await self._source.read()
+        desired = self._compile(snapshot)
+        observed = await self._observer.observe(desired)
+        return Look(desired, observed, make_plan(desired, observed, self.options))
+
+    async def turn(self, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:
+        """One turn: observe, plan, act."""
+        await front_door.ensure_running()
+        look = await self.look()
+        front_door.publish(look.desired, look.observed, look.plan)
+        reporter.report(look.plan, look.desired)
+        await actor.act(look.plan, look.desired, look.observed)
+        if look.plan.settled and not look.desired.unreadable:
+            self._forget(look)
+        self.last = look
+        return look
+
+    async def converge(self, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:
+        """Take turns until there is nothing left to do or to wait for.
+
+        Raises:
+            ServeUnreachableError: Serve did not answer, several times in a row.
+            ServeRefusedError: Serve refused the configuration.
+        """
+        failures = 0
+        while True:
+            try:
+                look = await self.turn(actor, front_door, reporter)
+            except ServeUnreachableError:
+                failures += 1
+                if failures > len(_RETRY_SECONDS):
+                    raise
+                await self._pause(_RETRY_SECONDS[failures - 1])
+                continue
+            failures = 0
+            if look.plan.settled:
+                return look
+            await self._pause(BUSY_SECONDS)
+
+    async def watch(
+        self, actor: Actor, front_door: FrontDoor, reporter: Reporter, *, resync_seconds: float
+    ) -> None:
+        """Take turns for ever: often while something is under way, and at least every `resync_seconds`."""
+        failures = 0
+        while True:
+            try:
+                look = await self.turn(actor, front_door, reporter)
+            except (ServeUnreachableError, ServeRefusedError) as error:
+                # What serves goes on serving; a look that failed is no reason to change anything.
+                failures += 1
+                pause = _RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1]
+                log.warning("turn.failed", reason=str(error), next_try_in_seconds=pause)
+                await self._pause(pause)
+                continue
+            failures = 0
+            await self._note_turn()
+            await self._pause(resync_seconds if look.plan.settled else BUSY_SECONDS)
+
+    async def reconcile_now(self, options: Options) -> Look:
+        """For `watch` in another task: wake it, and wait until it is settled with these options in force."""
+        before, self.options = self.options, options
+        try:
+            async with self._settled:
+                # The turn that runs now may have read the files before we were asked.
+                since = self._turns
+                self.wake()
+                await self._settled.wait_for(
+                    lambda: self._turns >= since + 2 and self.last is not None and self.last.plan.settled
+                )
+        finally:
+            self.options = before
+        assert self.last is not None
+        return self.last
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._woken.wait(), seconds)
+        self._woken.clear()
+
+    async def _note_turn(self) -> None:
+        async with self._settled:
+            self._turns += 1
+            self._settled.notify_all()
+
+    def _compile(self, snapshot: Snapshot) -> Desired:
+        if self._compiled is None or self._compiled[0] != snapshot:
+            self._compiled = (snapshot, compile_desired(snapshot, self._renderer))
+        return self._compiled[1]
+
+    def _forget(self, look: Look) -> None:
+        wanted = set(look.desired.targets)
+        alive = {app.model for app in look.observed.applications.values()}
+        held = {held.model for held in look.plan.held} | {
+            m for refusal in look.plan.refused for m in refusal.models
+        }
+        self._memory.forget_models(set(self._memory.records) - wanted - alive - held)
+        previous = {r.previous["name"] for r in self._memory.records.values() if r.previous is not None}
+        self._memory.forget_failures({t.application for t in look.desired.targets.values()} | previous)

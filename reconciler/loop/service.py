@@ -1,0 +1,208 @@
+"""Put the parts together from the settings, and run them: once, or until told to stop."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from reconciler.activator.app import Activator
+from reconciler.activator.server import serve
+from reconciler.core.render import Platform, Renderer
+from reconciler.core.turn import Options
+from reconciler.edge.edge import Edge
+from reconciler.edge.options import EdgeOptions
+from reconciler.host.log import get_logger
+from reconciler.host.settings import Settings
+from reconciler.host.templates import read_template
+from reconciler.loop.act import Actor
+from reconciler.loop.control import control_app
+from reconciler.loop.front_door import FrontDoor
+from reconciler.loop.loop import Look, Loop
+from reconciler.loop.memory import Memory
+from reconciler.loop.observe import Observer
+from reconciler.loop.report import Reporter
+from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
+from reconciler.sources.folder import FolderSource
+from reconciler.sources.watch import watch_folder
+
+log = get_logger()
+
+CONTROL_SOCKET = "control.sock"
+EDGE_CHECK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A wired reconciler."""
+
+    loop: Loop
+    actor: Actor
+    front_door: FrontDoor
+    reporter: Reporter
+    edge: Edge
+    activator: Activator
+
+
+def make_renderer(settings: Settings) -> Renderer:
+    """The renderer for the operator's template.
+
+    Raises:
+        RenderError: The template does not compile.
+        FileNotFoundError: `templates_dir` is not there.
+    """
+    platform = Platform(
+        device=settings.device,
+        simulate_gpus=settings.simulate_gpus,
+        cpu_threads=settings.cpu_threads or os.cpu_count() or 1,
+    )
+    return Renderer(read_template("application.json.j2", settings.templates_dir), platform)
+
+
+@contextlib.asynccontextmanager
+async def assembled(settings: Settings, options: Options, *, with_activator: bool = False) -> AsyncIterator[Parts]:
+    """A reconciler that is ready to look, and where wanted to act."""
+    memory = Memory(settings.state_dir)
+    async with ServeClient(settings.ray_dashboard, settings.ray_token_path) as client:
+        host, port = await _serve_address(client, settings)
+        serve_url = f"http://{host}:{port}"
+        edge = Edge(edge_options(settings, host, port), read_template("edge.cfg.j2", settings.templates_dir))
+        activator = Activator(serve_url)
+        observer = Observer(
+            client,
+            edge,
+            memory,
+            activator=activator if with_activator else None,
+            with_gpus=settings.device == "cuda" or settings.simulate_gpus,
+        )
+        loop = Loop(FolderSource(settings.models_dir), make_renderer(settings), observer, memory, options=options)
+        actor = Actor(
+            client,
+            edge,
+            memory,
+            serve_url=serve_url,
+            first_put={
+                "proxy_location": "HeadOnly",
+                "http_options": {"host": settings.serve_host, "port": settings.serve_port},
+            },
+            probe_timeout=settings.probe_timeout,
+            wake=loop.wake,
+        )
+        try:
+            front_door = FrontDoor(edge, activator if with_activator else None)
+            yield Parts(loop, actor, front_door, Reporter(), edge, activator)
+        finally:
+            await actor.close()
+
+
+def edge_options(settings: Settings, serve_host: str | None = None, serve_port: int | None = None) -> EdgeOptions:
+    """The edge's options for these settings."""
+    return EdgeOptions(
+        folder=settings.state_dir.absolute() / "edge",
+        listen_host=settings.listen_host,
+        listen_port=settings.listen_port,
+        activator_port=settings.activator_port,
+        serve_host=serve_host or settings.serve_host,
+        serve_port=serve_port or settings.serve_port,
+    )
+
+
+async def look_once(settings: Settings, options: Options) -> Look:
+    """Observe and plan, and change nothing: no file, no download, no PUT."""
+    async with assembled(settings, options) as parts:
+        return await parts.loop.look()
+
+
+async def converge_once(settings: Settings, options: Options) -> Look:
+    """Make the cluster match the files, then return."""
+    async with assembled(settings, options) as parts:
+        return await parts.loop.converge(parts.actor, parts.front_door, parts.reporter)
+
+
+async def watch(settings: Settings, options: Options) -> None:
+    """Stay until SIGTERM or SIGINT. Models go on serving when we leave."""
+    stop = asyncio.Event()
+    running = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        running.add_signal_handler(number, stop.set)
+    async with _with_patience(settings, options) as parts:
+        await parts.activator.start()
+        scheduler = AsyncIOScheduler()
+        scheduler.add_job(
+            parts.front_door.ensure_running, "interval", seconds=EDGE_CHECK_SECONDS, max_instances=1, coalesce=True
+        )
+        scheduler.start()
+        socket = settings.state_dir / CONTROL_SOCKET
+        tasks = [
+            asyncio.create_task(serve(parts.activator.asgi, "127.0.0.1", settings.activator_port)),
+            asyncio.create_task(serve(control_app(parts.loop), uds=socket)),
+            asyncio.create_task(watch_folder(settings.models_dir, parts.loop.wake)),
+            asyncio.create_task(
+                parts.loop.watch(
+                    parts.actor, parts.front_door, parts.reporter, resync_seconds=settings.resync_interval
+                )
+            ),
+        ]
+        log.info(
+            "reconciler.started",
+            models_dir=str(settings.models_dir),
+            front_door=f"http://{settings.listen_host}:{settings.listen_port}/v1",
+        )
+        stopping = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        scheduler.shutdown(wait=False)
+        for task in (stopping, *tasks):
+            task.cancel()
+        await asyncio.gather(stopping, *tasks, return_exceptions=True)
+        await parts.activator.close()
+        log.info("reconciler.stopped", note="models go on serving")
+        for task in done - {stopping}:
+            task.result()
+
+
+@contextlib.asynccontextmanager
+async def _with_patience(settings: Settings, options: Options) -> AsyncIterator[Parts]:
+    """Assembled, however long Ray takes to answer: one who watches also waits."""
+    async with contextlib.AsyncExitStack() as stack:
+        complaint = ""
+        while True:
+            try:
+                parts = await stack.enter_async_context(assembled(settings, options, with_activator=True))
+                break
+            except ServeUnreachableError as error:
+                if str(error) != complaint:
+                    log.warning("turn.failed", reason=str(error))
+                complaint = str(error)
+                await asyncio.sleep(2)
+        yield parts
+
+
+async def ask_running(state_dir: Path, *, allow_removals: bool, retry_failed: bool) -> dict[str, object]:
+    """Have the reconciler that runs here take its turns now; gives its plan's outcome once it is settled.
+
+    Raises:
+        aiohttp.ClientError: It does not answer.
+    """
+    connector = aiohttp.UnixConnector(str(state_dir / CONTROL_SOCKET))
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+        session.post(
+            "http://reconciler/reconcile", json={"allow_removals": allow_removals, "retry_failed": retry_failed}
+        ) as answer,
+    ):
+        answer.raise_for_status()
+        outcome: dict[str, object] = await answer.json()
+        return outcome
+
+
+async def _serve_address(client: ServeClient, settings: Settings) -> tuple[str, int]:
+    """Where Serve's HTTP proxy listens; a Serve that runs already keeps its own port."""
+    options = (await client.instance()).get("http_options") or {}
+    host = settings.serve_host
+    return host, int(options.get("port") or settings.serve_port)
