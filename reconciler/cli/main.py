@@ -156,7 +156,7 @@ def render(
 
 @cli.command(context_settings=_CONTEXT)
 def schema() -> None:
-    """Print the JSON Schema of model files, for editors.
+    r"""Print the JSON Schema of model files, for editors.
 
     Save it, and put this line on top of each model file:
 

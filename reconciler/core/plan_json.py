@@ -1,4 +1,4 @@
-"""A plan as JSON, for machines. The format has a version; fields are added, never changed or removed, within it."""
+"""A plan as JSON, for machines. Within one format version fields are only added."""
 
 from dataclasses import asdict
 

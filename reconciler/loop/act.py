@@ -21,6 +21,8 @@ from reconciler.ray_serve.schema import complaint_about
 
 log = get_logger()
 
+_EVENTS = {Do.START: "model.start", Do.UPDATE: "model.update", Do.REMOVE: "model.remove"}
+
 
 class Actor:
     """Does what plans say.
@@ -145,7 +147,7 @@ class Actor:
     async def _probe(self, step: Step, task: str) -> None:
         name = step.application
         try:
-            await probe(f"{self._serve_url}/{name}", step.model, task, timeout=self._probe_timeout)
+            await probe(f"{self._serve_url}/{name}", step.model, task, patience=self._probe_timeout)
         except ProbeError as error:
             self._memory.unanswered[name] = str(error)
             log.warning("model.unanswered", model=step.model, application=name, reason=str(error))
@@ -178,8 +180,8 @@ class Actor:
             return
         body = {**(observed.serve or self._first_put), "applications": [wanted[name] for name in sorted(wanted)]}
         for step in plan.steps:
-            if step.do in (Do.START, Do.UPDATE, Do.REMOVE):
-                log.info(f"model.{step.do}", model=step.model, application=step.application, cause=step.why)
+            if step.do in _EVENTS:
+                log.info(_EVENTS[step.do], model=step.model, application=step.application, cause=step.why)
         try:
             await self._serve.put(body)
         except ServeRefusedError as error:

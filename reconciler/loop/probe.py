@@ -21,21 +21,21 @@ class ProbeError(Exception):
     """The version does not answer; the text says what it said instead."""
 
 
-async def probe(base_url: str, model: str, task: str, *, timeout: float) -> None:
+async def probe(base_url: str, model: str, task: str, *, patience: float) -> None:
     """Return once the application answered.
 
     Args:
         base_url: The application's own route at Serve's HTTP proxy.
         model: The model's name.
         task: What the model does, a `Task` value.
-        timeout: Seconds to go on trying.
+        patience: Seconds to go on trying.
 
     Raises:
         ProbeError: It refused the request, or did not answer in time.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patience
     last = "no answer"
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=patience)) as session:
         while True:
             for path, body in _requests(model, task):
                 status, last = await _ask(session, base_url + path, body)
@@ -46,7 +46,7 @@ async def probe(base_url: str, model: str, task: str, *, timeout: float) -> None
             else:
                 raise ProbeError(last)
             if time.monotonic() + _PAUSE_SECONDS > deadline:
-                raise ProbeError(f"{last} (for {timeout:.0f} s)")
+                raise ProbeError(f"{last} (for {patience:.0f} s)")
             await asyncio.sleep(_PAUSE_SECONDS)
 
 

@@ -21,7 +21,7 @@ async def watch_folder(folder: Path, wake: Callable[[], None]) -> None:
     complaint = ""
     while True:
         try:
-            async for _ in watchfiles.awatch(folder.resolve(), debounce=200, step=50, recursive=False):
+            async for _ in watchfiles.awatch(folder, debounce=200, step=50, recursive=False):
                 wake()
         except (OSError, RuntimeError) as error:
             if str(error) != complaint:
