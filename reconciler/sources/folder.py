@@ -5,6 +5,7 @@ ConfigMap-style swaps do no harm. A file that is being written is waited for, fo
 """
 
 import asyncio
+import errno
 import stat
 import time
 from pathlib import Path
@@ -27,8 +28,7 @@ class FolderSource:
 
     async def read(self) -> Snapshot:
         """All model files as they are now. Never raises: what cannot be read is said in the snapshot."""
-        snapshot = await asyncio.to_thread(self._read_settled)
-        return snapshot
+        return await asyncio.to_thread(self._read_settled)
 
     def _read_settled(self) -> Snapshot:
         # An editor that truncates and then writes leaves, for a moment, a file that may even be valid. A file
@@ -54,31 +54,37 @@ class FolderSource:
         except OSError as error:
             reason = f"{self.folder}: {error.strerror or error}"
             return Snapshot(revision="", files={}, folder=str(self.folder), unreadable=reason), False
-        now = time.time()
-        for entry in entries:
-            if entry.suffix.lower() not in SUFFIXES or entry.name.startswith("."):
-                continue
+        chosen = [
+            entry for entry in entries if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".")
+        ]
+        for entry in chosen[:MAX_FILES]:
             path = f"{self.folder.name}/{entry.name}"
-            if len(files) >= MAX_FILES:
-                problems.append(Problem(path, 1, 1, f"more than {MAX_FILES} model files"))
-                break
             try:
-                info = entry.stat()
-                if not stat.S_ISREG(info.st_mode):
-                    problems.append(Problem(path, 1, 1, "not a regular file"))
-                    continue
-                if info.st_size > MAX_FILE_BYTES:
-                    problems.append(Problem(path, 1, 1, f"larger than {MAX_FILE_BYTES // 1024} KiB"))
-                    continue
-                files[path] = entry.read_bytes()
+                files[path], touched = _read_file(entry)
             except FileNotFoundError:
-                # Removed, or a dangling link in the middle of a swap: look again.
+                # Removed, or a link in the middle of a swap: look again.
                 fresh = True
                 if entry.is_symlink():
                     problems.append(Problem(path, 1, 1, "the link leads nowhere"))
             except OSError as error:
                 problems.append(Problem(path, 1, 1, f"cannot be read: {error.strerror or error}"))
             else:
-                fresh = fresh or 0 <= now - info.st_mtime < _SETTLE_SECONDS
+                fresh = fresh or 0 <= time.time() - touched < _SETTLE_SECONDS
+        if len(chosen) > MAX_FILES:
+            problems.append(Problem(self.folder.name, 1, 1, f"more than {MAX_FILES} model files"))
         snapshot = Snapshot(revision=revision_of(files), files=files, folder=str(folder), problems=tuple(problems))
         return snapshot, fresh
+
+
+def _read_file(file: Path) -> tuple[bytes, float]:
+    """Content and time of last change of a regular file of bounded size.
+
+    Raises:
+        OSError: It cannot be read, or is something else.
+    """
+    info = file.stat()
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if info.st_size > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {MAX_FILE_BYTES // 1024} KiB")
+    return file.read_bytes(), info.st_mtime
