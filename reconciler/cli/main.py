@@ -90,9 +90,9 @@ def cli(
         raise click.UsageError("--detailed-exitcode goes with --dry-run")
     if watch and dry_run:
         raise click.UsageError("--watch and --dry-run exclude each other")
-    from reconciler.cli import run  # noqa: PLC0415
+    from reconciler.cli import common, run  # noqa: PLC0415
 
-    settings = run.settings_of(state_dir, models_dir)
+    settings = common.settings_of(state_dir, models_dir)
     wishes = {"allow_removals": dangerous_allow_removals, "retry_failed": retry_failed}
     if dry_run:
         code = run.dry_run(settings, output=output, detailed_exitcode=detailed_exitcode, **wishes)
@@ -119,10 +119,10 @@ def validate(
 
     Every mistake of every file is printed as file:line:column with what is allowed. Needs no cluster.
     """
-    from reconciler.cli import inspect  # noqa: PLC0415
+    from reconciler.cli import files  # noqa: PLC0415
 
     settings, output = _merged(shared, state_dir, models_dir, output)
-    sys.exit(inspect.validate(settings, paths, output=output))
+    sys.exit(files.validate(settings, paths, output=output))
 
 
 @cli.command(context_settings=_CONTEXT)
@@ -148,10 +148,10 @@ def render(
     It is an ordinary config: `serve deploy` takes it. It has passed Ray Serve's own schema where Ray is installed.
     Needs no cluster.
     """
-    from reconciler.cli import inspect  # noqa: PLC0415
+    from reconciler.cli import files  # noqa: PLC0415
 
     settings, output = _merged(shared, state_dir, models_dir, output)
-    sys.exit(inspect.render(settings, names, output=output))
+    sys.exit(files.render(settings, names, output=output))
 
 
 @cli.command(context_settings=_CONTEXT)
@@ -163,9 +163,9 @@ def schema() -> None:
     \b
         # yaml-language-server: $schema=../schema/model.schema.json
     """
-    from reconciler.cli import inspect  # noqa: PLC0415
+    from reconciler.cli import files  # noqa: PLC0415
 
-    inspect.schema()
+    files.schema()
 
 
 @cli.command(context_settings=_CONTEXT)
@@ -186,9 +186,9 @@ def _merged(
     shared: dict[str, Any], state_dir: Path | None, models_dir: Path | None, output: str
 ) -> tuple[Any, str]:
     """Options may stand before or after the command's name."""
-    from reconciler.cli import run  # noqa: PLC0415
+    from reconciler.cli import common  # noqa: PLC0415
 
-    settings = run.settings_of(state_dir or shared["state_dir"], models_dir or shared["models_dir"])
+    settings = common.settings_of(state_dir or shared["state_dir"], models_dir or shared["models_dir"])
     return settings, output if output != "text" else shared["output"]
 
 

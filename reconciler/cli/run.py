@@ -3,42 +3,25 @@
 import asyncio
 import sys
 from collections.abc import Coroutine
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import click
-from pydantic import ValidationError
 
+from reconciler.cli.common import ERROR, OK, PARTIAL, PENDING, REFUSED, exit_code, fail
 from reconciler.cli.show import print_json, show_plan, show_problems
-from reconciler.core.plan import Plan
 from reconciler.core.plan_json import plan_to_json
 from reconciler.core.render import RenderError
 from reconciler.core.turn import Options
 from reconciler.edge.edge import Edge, EdgeStartError, EdgeUnreachableError
 from reconciler.host import log as logging
 from reconciler.host.lock import AlreadyRunningError, exclusive
-from reconciler.host.settings import Settings, load
+from reconciler.host.settings import Settings
 from reconciler.host.templates import read_template
 from reconciler.loop import service
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
 
 T = TypeVar("T")
-
-OK, ERROR, PENDING, PARTIAL, REFUSED = 0, 1, 2, 3, 4
-
-
-def settings_of(state_dir: Path | None, models_dir: Path | None) -> Settings:
-    """The settings in force, or a message and exit 1."""
-    try:
-        return load(state_dir=state_dir, models_dir=models_dir)
-    except ValidationError as error:
-        for mistake in error.errors():
-            where = ".".join(str(part) for part in mistake["loc"])
-            click.echo(f"reconcile: setting {where}: {mistake['msg']}", err=True)
-        sys.exit(ERROR)
-    except ValueError as error:  # reconcile.toml that is no TOML
-        fail(f"reconcile.toml: {error}")
 
 
 def dry_run(
@@ -103,19 +86,6 @@ def edge(settings: Settings, verb: str) -> int:
         for model, application in sorted(_run(door.routes()).items()):
             click.echo(f"{model} -> {application}")
     return OK
-
-
-def exit_code(plan: Plan, *, problems: bool) -> int:
-    """0, 3 or 4 for the state a plan describes."""
-    if plan.refused:
-        return REFUSED
-    return PARTIAL if plan.trouble or problems else OK
-
-
-def fail(message: str) -> NoReturn:
-    """Say what is wrong and exit 1."""
-    click.echo(f"reconcile: {message}", err=True)
-    sys.exit(ERROR)
 
 
 def _ask_running(settings: Settings, *, output: str, allow_removals: bool, retry_failed: bool) -> int:

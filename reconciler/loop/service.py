@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from reconciler.activator.app import Activator
 from reconciler.activator.server import serve
-from reconciler.core.render import Platform, Renderer
 from reconciler.core.turn import Options
 from reconciler.edge.edge import Edge
 from reconciler.edge.options import EdgeOptions
@@ -26,6 +24,7 @@ from reconciler.loop.front_door import FrontDoor
 from reconciler.loop.loop import Look, Loop
 from reconciler.loop.memory import Memory
 from reconciler.loop.observe import Observer
+from reconciler.loop.rendering import make_renderer
 from reconciler.loop.report import Reporter
 from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
 from reconciler.sources.folder import FolderSource
@@ -47,21 +46,6 @@ class Parts:
     reporter: Reporter
     edge: Edge
     activator: Activator
-
-
-def make_renderer(settings: Settings) -> Renderer:
-    """The renderer for the operator's template.
-
-    Raises:
-        RenderError: The template does not compile.
-        FileNotFoundError: `templates_dir` is not there.
-    """
-    platform = Platform(
-        device=settings.device,
-        simulate_gpus=settings.simulate_gpus,
-        cpu_threads=settings.cpu_threads or os.cpu_count() or 1,
-    )
-    return Renderer(read_template("application.json.j2", settings.templates_dir), platform)
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,39 @@
+"""What commands share: settings, exit codes, how a command ends."""
+
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+from pydantic import ValidationError
+
+from reconciler.core.plan import Plan
+from reconciler.host.settings import Settings, load
+
+OK, ERROR, PENDING, PARTIAL, REFUSED = 0, 1, 2, 3, 4
+
+
+def exit_code(plan: Plan, *, problems: bool) -> int:
+    """0, 3 or 4 for the state a plan describes."""
+    if plan.refused:
+        return REFUSED
+    return PARTIAL if plan.trouble or problems else OK
+
+
+def fail(message: str) -> NoReturn:
+    """Say what is wrong and exit 1."""
+    click.echo(f"reconcile: {message}", err=True)
+    sys.exit(ERROR)
+
+
+def settings_of(state_dir: Path | None, models_dir: Path | None) -> Settings:
+    """The settings in force, or a message and exit 1."""
+    try:
+        return load(state_dir=state_dir, models_dir=models_dir)
+    except ValidationError as error:
+        for mistake in error.errors():
+            where = ".".join(str(part) for part in mistake["loc"])
+            click.echo(f"reconcile: setting {where}: {mistake['msg']}", err=True)
+        sys.exit(ERROR)
+    except ValueError as error:  # reconcile.toml that is no TOML
+        fail(f"reconcile.toml: {error}")

@@ -1,0 +1,96 @@
+"""The commands that need only the model files: validate, render, schema."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+import yaml
+
+from reconciler.cli.common import ERROR, OK, PARTIAL, fail
+from reconciler.cli.show import print_json, show_problems
+from reconciler.core.desired import Desired, Snapshot, compile_desired, revision_of
+from reconciler.core.parse import Problem
+from reconciler.core.render import RenderError
+from reconciler.core.schema import json_schema
+from reconciler.host.settings import Settings
+from reconciler.loop.rendering import make_renderer
+from reconciler.ray_serve.schema import complaint_about
+from reconciler.sources.folder import SUFFIXES, FolderSource
+
+
+def validate(settings: Settings, paths: tuple[Path, ...], *, output: str) -> int:
+    """Check files; exit 3 where one is invalid."""
+    snapshots = [_read(path) for path in paths] or [_read(settings.models_dir)]
+    problems: list[Problem] = []
+    names: list[str] = []
+    files = 0
+    for snapshot in snapshots:
+        if snapshot.unreadable:
+            fail(snapshot.unreadable)
+        desired = _compile(settings, snapshot)
+        problems += desired.problems
+        names += desired.targets
+        files += len(snapshot.files)
+    if output == "json":
+        rows = [
+            {"path": p.path, "line": p.line, "column": p.column, "message": p.message, "hint": p.hint}
+            for p in problems
+        ]
+        print_json({"files": files, "models": sorted(names), "problems": rows})
+    else:
+        show_problems(problems)
+        mistakes = f"{len(problems)} mistake{'s' if len(problems) != 1 else ''}"
+        click.echo(f"{files} file{'s' if files != 1 else ''}, {mistakes if problems else 'no mistake'}.")
+    return PARTIAL if problems else OK
+
+
+def render(settings: Settings, names: tuple[str, ...], *, output: str) -> int:
+    """Print the Serve config of the models in the files."""
+    desired = _compile(settings, _read(settings.models_dir))
+    if desired.unreadable:
+        fail(desired.unreadable)
+    unknown = sorted(set(names) - set(desired.targets))
+    if unknown:
+        fail(f"no valid model file declares {', '.join(unknown)}")
+    chosen = {name: target for name, target in desired.targets.items() if not names or name in names}
+    config = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": settings.serve_host, "port": settings.serve_port},
+        "applications": [target.config for target in chosen.values()],
+    }
+    code = OK
+    for target in chosen.values():
+        complaint = complaint_about(target.config)
+        if complaint:
+            click.echo(f"reconcile: {target.model}: Ray Serve's schema refuses it: {complaint}", err=True)
+            code = ERROR
+    if output == "json":
+        print_json(config)
+    else:
+        sys.stdout.write(yaml.safe_dump(config, sort_keys=False))
+    for problem in desired.problems:
+        click.echo(str(problem), err=True)
+    return PARTIAL if code == OK and desired.problems else code
+
+
+def schema() -> None:
+    """Print the JSON Schema."""
+    print_json(json_schema())
+
+
+def _read(path: Path) -> Snapshot:
+    """A folder as a source reads it, or one file as a folder of one."""
+    if path.is_dir() or not path.exists():
+        return asyncio.run(FolderSource(path).read())
+    if path.suffix.lower() not in SUFFIXES:
+        fail(f"{path}: model files end in .yaml or .yml")
+    files = {str(path): path.read_bytes()}
+    return Snapshot(revision=revision_of(files), files=files, folder=str(path.resolve().parent))
+
+
+def _compile(settings: Settings, snapshot: Snapshot) -> Desired:
+    try:
+        return compile_desired(snapshot, make_renderer(settings))
+    except (RenderError, FileNotFoundError) as error:
+        fail(str(error))
