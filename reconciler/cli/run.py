@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import aiohttp
 import click
 
+from reconciler.activator.server import ListenError
 from reconciler.cli.common import ERROR, OK, PARTIAL, PENDING, REFUSED, exit_code, fail
 from reconciler.cli.show import print_json, show_plan, show_problems
 from reconciler.core.plan_json import plan_to_json
@@ -122,7 +123,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     except (ServeUnreachableError, ServeRefusedError) as error:
         fail(f"{error}\n  Is Ray running? ./start.sh starts it; RECONCILE_RAY_DASHBOARD names another one.")
-    except (RenderError, FileNotFoundError, EdgeStartError, EdgeUnreachableError) as error:
+    except (RenderError, FileNotFoundError, ListenError, EdgeStartError, EdgeUnreachableError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)

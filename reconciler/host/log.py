@@ -35,6 +35,8 @@ def configure(*, json_lines: bool, level: str = "info", stream: TextIO | None = 
         if json_lines
         else structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=24)
     )
+    # It warns whenever a job is still running when its time comes again, which is what we ask it to bear.
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

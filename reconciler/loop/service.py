@@ -11,7 +11,7 @@ import aiohttp
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from reconciler.activator.app import Activator
-from reconciler.activator.server import serve
+from reconciler.activator.server import serve, serve_unix
 from reconciler.core.turn import Options
 from reconciler.edge.edge import Edge
 from reconciler.edge.options import EdgeOptions
@@ -124,7 +124,7 @@ async def watch(settings: Settings, options: Options) -> None:
         socket = settings.state_dir / CONTROL_SOCKET
         tasks = [
             asyncio.create_task(serve(parts.activator.asgi, "127.0.0.1", settings.activator_port)),
-            asyncio.create_task(serve(control_app(parts.loop), uds=socket)),
+            asyncio.create_task(serve_unix(control_app(parts.loop), socket)),
             asyncio.create_task(watch_folder(settings.models_dir, parts.loop.wake)),
             asyncio.create_task(
                 parts.loop.watch(
