@@ -140,8 +140,8 @@ class Activator:
     async def _application(self, entry: Entry, asked: str) -> str:
         """The application that has the model's traffic.
 
-        The one place where a request for a model that is not up is decided. Holding requests until it is up belongs
-        here: wait, then look at `self.directory` anew before returning.
+        The one place where a request for a model that is not up is decided. Holding requests until it is up
+        belongs here: wait, then look at `self.directory` anew before returning.
         """
         if entry.application is None:
             raise errors.not_up(entry, asked)

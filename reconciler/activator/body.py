@@ -53,7 +53,7 @@ class Rendition:
         return self.body.size - (self.end - self.start) + len(self.insert)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes to send. Reads of a spool file are short and come from the page cache, so they are not awaited."""
+        """The bytes to send. Reads of a spool file are short and from the page cache, so they are not awaited."""
         position = 0
         while position < self.start:
             chunk = self._read(position, self.start)

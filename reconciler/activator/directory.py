@@ -60,8 +60,8 @@ class Directory:
 
         Args:
             entries: The declared models, in the order of the listing. A name wins over an equal alias.
-            settled: False until the reconciler has finished its first look: what is missing may then still turn up,
-                so nothing is called unknown.
+            settled: False until the reconciler has finished its first look: what is missing may still turn up, so
+                nothing is called unknown.
         """
         self.entries = tuple(entries)
         self.settled = settled

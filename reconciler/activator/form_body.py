@@ -1,8 +1,8 @@
 """Read a multipart/form-data body (audio) into a spool file and find its `model` field on the way.
 
 The parts are written anew in canonical form while they arrive: contents byte for byte, headers in order, what
-surrounds the parts dropped. The parser is the one that Starlette, and so vLLM, reads forms with: two readers of one
-body that disagree about where a field ends would be a hole.
+surrounds the parts dropped. The parser is the one that Starlette, and so vLLM, reads forms with: two readers of
+one body that disagree about where a field ends would be a hole.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The client's side of one request: its body, counted against a limit, and afterwards whether it is still there."""
+"""The client's side of one request: its body, counted against a limit, and then whether it is still there."""
 
 from collections.abc import AsyncIterator, Iterable
 
@@ -46,11 +46,11 @@ class Inbound:
     async def discard(self) -> None:
         """Read what is left of the body and forget it, before an error is sent.
 
-        A connection that is closed with unread data is reset, and a reset can overtake the answer: the client would
-        see a broken pipe instead of the reason. Bounded, because the rest may have no end.
+        A connection that is closed with unread data is reset, and a reset can overtake the answer: the client
+        would see a broken pipe instead of the reason. Bounded, because the rest may have no end.
         """
         if self._waits_for_go_ahead and self._read == 0:
-            return  # the client holds its body back until told to send it: answering without it is what it hopes for
+            return  # the client holds its body back until told to go on, so there is nothing to read
         bound = self._read + 2 * self._limit
         while not self._complete and self._read <= bound:
             await self._next()

@@ -16,7 +16,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-# Numbers are checked and not converted: they are not needed here, and int() is slow on very long ones.
+# Numbers are checked and not converted: they are not needed here, and int() refuses very long ones.
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=str, parse_float=str)
 
 

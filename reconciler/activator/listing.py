@@ -1,4 +1,4 @@
-"""`/v1/models` in OpenAI's shape: every declared model and every alias, up or not, with its state in words. Pure."""
+"""`/v1/models` in OpenAI's shape: every declared model and alias, up or not, with its state in words. Pure."""
 
 import json
 from typing import Any
