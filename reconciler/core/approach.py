@@ -26,7 +26,7 @@ def approach(turn: Turn, target: Target) -> None:
     if wanted is not None:
         reason = why_failed(turn, wanted, parse_duration(target.spec.lifecycle.load_timeout))
         if reason:
-            turn.step(Do.FAIL, target.model, wanted.name, reason)
+            turn.fail(wanted, reason)
             fall_back(turn, target.model, others)
         else:
             settle(turn, wanted, others, target)
@@ -71,16 +71,15 @@ def fall_back(turn: Turn, model: str, live: list[Application]) -> None:
     usable: list[Application] = []
     for app in live:
         if app.name != routed and (reason := why_failed(turn, app, None)):
-            turn.step(Do.FAIL, model, app.name, reason)
+            turn.fail(app, reason)
         else:
             usable.append(app)
     usable.sort(key=lambda app: (app.name != routed, app.name not in turn.observed.ready, app.name))
     if usable:
         settle(turn, usable[0], usable[1:], None)
         return
-    record = turn.record(model)
-    previous = record.previous if record is not None else None
-    if previous is None or live or previous["name"] in turn.observed.failures:
+    previous = _way_back(turn, model)
+    if previous is None or live:
         return
     if turn.fits(demand_of(previous)):
         turn.start(model, previous["name"], previous, demand_of(previous))
@@ -120,7 +119,7 @@ def phase_of(turn: Turn, app: Application) -> str:
 def differs_in_place(app: Application, target: Target) -> bool:
     """The deployment's settings differ from what the file wants, in what Serve changes without a restart."""
     running: Json = next(iter((app.config or {}).get("deployments", ())), {})
-    return bool(in_place_changes(running, target.in_place)) or bool(running.keys() - target.in_place.keys())
+    return bool(in_place_changes(running, target.in_place))
 
 
 def _bring(turn: Turn, target: Target, live: list[Application]) -> None:
@@ -134,11 +133,21 @@ def _bring(turn: Turn, target: Target, live: list[Application]) -> None:
     serving = _retire_superseded(turn, model, live)
     if turn.fits(target.demand):
         turn.start(model, target.application, target.config, target.demand)
-    elif not serving:
+    elif not serving or not turn.fits_without(target.demand, [app.name for app in live]):
+        if _made_way(turn, model):
+            turn.claim_load()
+        turn.reserve(target.application, target.demand)
         turn.step(Do.AWAIT, model, target.application, "waits until what leaves is gone")
     elif (routed := turn.routed(model)) is not None:
-        turn.step(Do.UNROUTE, model, routed, "no room for two versions at once")
+        # One at a time: while others load, this one had better go on serving.
+        if turn.claim_load():
+            turn.reserve(target.application, target.demand)
+            turn.step(Do.UNROUTE, model, routed, "no room for two versions at once")
+        else:
+            turn.step(Do.AWAIT, model, target.application, "queued behind another load")
     else:
+        turn.claim_load()
+        turn.reserve(target.application, target.demand)
         for app in serving:
             if turn.is_drained(app):
                 turn.keep.pop(app.name, None)
@@ -150,20 +159,42 @@ def _retire_superseded(turn: Turn, model: str, others: list[Application]) -> lis
     """Let versions go that neither have nor had the traffic; the rest is kept and returned."""
     routed = turn.routed(model)
     has_traffic = any(app.name == routed for app in others)
-    superseded = [
-        app for app in others if app.name != routed and (has_traffic or app.status is not Status.RUNNING)
-    ]
+    superseded = [app for app in others if app.name != routed and (has_traffic or not _may_serve(turn, app))]
     serving = [app for app in others if app not in superseded]
     turn.retire(superseded, "superseded before it had traffic")
     turn.hold(serving)
     return serving
 
 
+def _may_serve(turn: Turn, app: Application) -> bool:
+    # The status alone does not tell: every PUT makes it DEPLOYING for a moment.
+    record = turn.record(app.model or "")
+    had_traffic = app.name in turn.observed.ready or (record is not None and record.application == app.name)
+    return app.status is Status.RUNNING or had_traffic
+
+
+def _made_way(turn: Turn, model: str) -> bool:
+    record = turn.record(model)
+    return record is not None and record.previous is not None
+
+
+def _way_back(turn: Turn, model: str) -> Json | None:
+    """The configuration of the version that made way, unless it failed itself a moment ago or its room is gone."""
+    record = turn.record(model)
+    if record is None or record.previous is None:
+        return None
+    failure = turn.observed.failures.get(record.previous["name"])
+    if failure is not None and turn.observed.now < failure.retry_at:
+        return None
+    leaving = turn.leaving | {app.name for app in turn.observed.of_model(model)}
+    return record.previous if turn.fits_without(demand_of(record.previous), leaving) else None
+
+
 def _hold_reason(turn: Turn, target: Target, live: list[Application]) -> Held | None:
     missing = turn.observed.missing_paths.get(target.path or "")
     if missing is not None:
         return Held(target.model, HeldKind.MISSING, missing, target.file)
-    if target.spec.lifecycle.policy is Policy.MANUAL and not live:
+    if target.spec.lifecycle.policy is Policy.MANUAL and not (live or _made_way(turn, target.model)):
         return Held(target.model, HeldKind.MANUAL, "policy manual: it is loaded by hand only", target.file)
     if turn.fits(target.demand):
         return None
@@ -177,10 +208,9 @@ def _hold_reason(turn: Turn, target: Target, live: list[Application]) -> Held | 
 
 
 def _may_retry(turn: Turn, target: Target, failure: Failure, live: list[Application]) -> bool:
-    if turn.options.retry_failed:
+    if turn.options.retry_failed and failure.at < turn.options.asked_at:
         return True
-    record = turn.record(target.model)
-    if not live and record is not None and record.previous is not None:
+    if not live and _way_back(turn, target.model) is not None:
         return False  # The version that made way comes back first.
     return turn.observed.now >= failure.retry_at and not _would_displace(turn, target, live)
 
@@ -192,8 +222,7 @@ def _would_displace(turn: Turn, target: Target, live: list[Application]) -> bool
 
 def _held_failed(turn: Turn, target: Target, failure: Failure, live: list[Application]) -> Held:
     times = "once" if failure.attempts == 1 else f"{failure.attempts} times"
-    record = turn.record(target.model)
-    comes_back = not live and record is not None and record.previous is not None
+    comes_back = not live and _way_back(turn, target.model) is not None
     only_by_change = comes_back or _would_displace(turn, target, live)
     return Held(
         target.model,

@@ -24,6 +24,10 @@ def describe(turn: Turn, target: Target) -> Change | None:
         if not made_way:
             cause = _cause_of_add(target, record)
             return Change(target.model, Action.ADD, cause, new=target.application, phase=phase, file=target.file)
+    if wanted is not None and routed == wanted.name and record is not None and record.application == wanted.name:
+        cause = f"{wanted.name} has the traffic; what it replaced drains"
+        old = serving.name if serving is not None else None
+        return Change(target.model, Action.REPLACE, cause, old=old, new=wanted.name, phase=phase, file=target.file)
     fields = _fields(target, serving, record)
     in_turn = serving is None or (wanted is None and not turn.fits(target.demand))
     return Change(

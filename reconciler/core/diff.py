@@ -1,9 +1,10 @@
 """Which fields changed, and what each change costs: nothing, a setting in place, or a new engine."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 from reconciler.core.state import Json
 
@@ -35,9 +36,9 @@ class FieldChange:
 
 def effect_of(path: str) -> Effect:
     """The effect of changing the model file's field at `path` (dotted)."""
-    if path.startswith(_FRONT_DOOR):
+    if _within(path, _FRONT_DOOR):
         return Effect.FRONT_DOOR
-    if path.startswith(_IN_PLACE):
+    if _within(path, _IN_PLACE):
         return Effect.IN_PLACE
     return Effect.NEW_ENGINE
 
@@ -64,30 +65,49 @@ def config_changes(old: Json, new: Json) -> tuple[FieldChange, ...]:
 def in_place_changes(old: Json, new: Json) -> tuple[FieldChange, ...]:
     """The changed deployment settings between what runs (`old`) and what is wanted (`new`).
 
-    Settings that Serve reports beyond the wanted ones are its own defaults and no difference.
+    Serve reports what it was given, so a setting that is no longer wanted is a difference too.
     """
-    wanted = dict(_flatten(new))
-    running = dict(_flatten(old))
     return tuple(
-        FieldChange(path, running.get(path), value, Effect.IN_PLACE)
-        for path, value in sorted(wanted.items())
-        if running.get(path) != value
+        FieldChange(path, left, right, Effect.IN_PLACE)
+        for path, left, right in _differences(old, new)
+        if not _same_number(left, right)
     )
+
+
+def _same_number(left: object, right: object) -> bool:
+    # Serve gives whole numbers back as floats: 20 becomes 20.0.
+    return type(left) in (int, float) and type(right) in (int, float) and left == right
+
+
+def _within(path: str, sections: tuple[str, ...]) -> bool:
+    return any(path == section or path.startswith(f"{section}.") for section in sections)
 
 
 def _differences(old: Json, new: Json) -> Iterator[tuple[str, Any, Any]]:
     before, after = dict(_flatten(old)), dict(_flatten(new))
-    for path in sorted(before.keys() | after.keys()):
-        if before.get(path) != after.get(path):
-            yield path, before.get(path), after.get(path)
+    for path in sorted(before.keys() | after.keys(), key=str):
+        left, right = before.get(path, _ABSENT), after.get(path, _ABSENT)
+        if _canonical(left) != _canonical(right):
+            shown = ".".join(str(part) for part in path)
+            yield shown, None if left is _ABSENT else left, None if right is _ABSENT else right
 
 
-def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 -- any JSON value
-    if isinstance(value, dict):
+_ABSENT: Any = object()
+_Path: TypeAlias = tuple[str | int, ...]
+
+
+def _flatten(value: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:  # noqa: ANN401 -- any JSON value
+    # An empty object is a value of its own: an argument set to {} differs from one that is absent.
+    if isinstance(value, dict) and (value or not path):
         for key, item in value.items():
-            yield from _flatten(item, f"{path}.{key}" if path else str(key))
+            yield from _flatten(item, (*path, str(key)))
     elif isinstance(value, (list, tuple)) and any(isinstance(item, dict) for item in value):
         for index, item in enumerate(value):
-            yield from _flatten(item, f"{path}.{index}")
+            yield from _flatten(item, (*path, index))
     else:
         yield path, list(value) if isinstance(value, tuple) else value
+
+
+def _canonical(value: Any) -> str:  # noqa: ANN401 -- any JSON value, or none
+    # As the digest sees it: to Python, 1, 1.0 and true are equal.
+    return "" if value is _ABSENT else json.dumps(value, sort_keys=True)

@@ -29,7 +29,8 @@ class Ledger:
     def __init__(self, nodes: Sequence[Node], placed: Iterable[Demand] = ()) -> None:
         self._devices = [_Device(node.id, 1.0, node.accelerator) for node in nodes for _ in range(int(node.gpus))]
         for demand in sorted(placed, key=lambda demand: -demand.gpus):
-            self.take(demand)
+            if not self.take(demand):
+                self._take_anyhow(demand)
         for node in nodes:
             self._take_foreign(node)
 
@@ -59,6 +60,14 @@ class Ledger:
             return
         for node in dict.fromkeys(device.node for device in usable):
             yield [device for device in usable if device.node == node]
+
+    def _take_anyhow(self, demand: Demand) -> None:
+        # It is there, so it has room, however Ray found that: then less is free than it looks.
+        amount = demand.ranks * demand.gpus
+        for device in sorted(self._devices, key=lambda device: -device.free):
+            share = max(0.0, min(amount, device.free))
+            device.free -= share
+            amount -= share
 
     def _take_foreign(self, node: Node) -> None:
         amount = node.gpus_foreign

@@ -24,7 +24,7 @@ def make_plan(desired: Desired, observed: Observed, options: Options | None = No
     turn = Turn(desired, observed, options or Options())
     removed = _decide_removals(turn)
     if not desired.unreadable:
-        for target in sorted(desired.targets.values(), key=_importance):
+        for target in sorted(desired.targets.values(), key=lambda target: _importance(turn, target)):
             _plan_declared(turn, target)
     for model in removed:
         _plan_removal(turn, model)
@@ -51,9 +51,11 @@ def observed_digest(observed: Observed) -> str:
     return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _importance(target: Target) -> tuple[bool, int, str]:
+def _importance(turn: Turn, target: Target) -> tuple[bool, bool, int, str]:
+    # What served and does not now comes first: others would take the room that it made.
     lifecycle = target.spec.lifecycle
-    return (lifecycle.policy is not Policy.PINNED, -lifecycle.priority, target.model)
+    interrupted = turn.record(target.model) is not None and turn.routed(target.model) is None
+    return (not interrupted, lifecycle.policy is not Policy.PINNED, -lifecycle.priority, target.model)
 
 
 def _plan_declared(turn: Turn, target: Target) -> None:
@@ -73,25 +75,27 @@ def _decide_removals(turn: Turn) -> list[str]:
     desired = turn.desired
     kept: list[str] = []
     removed: list[str] = []
-    for model in sorted(set(turn.live) - set(desired.targets)):
+    made_way = {model for model, record in turn.observed.records.items() if record.previous is not None}
+    running = set(turn.live) | made_way
+    for model in sorted(running - set(desired.targets)):
         file = None if desired.unreadable else _invalid_file_of(turn, model)
         if file is not None:
             reason = f"{file.path} is invalid; the model stays as it is"
             turn.held.append(Held(model, HeldKind.INVALID, reason, file.path))
             kept.append(model)
-        else:
+        elif model in turn.live:
             removed.append(model)
     _hold_files_without_model(turn)
     refusal = refuse_removals(
         removed,
-        turn.live,
+        running,
         declared=desired.declared,
         unreadable=desired.unreadable,
         allowed=turn.options.allow_removals,
     )
     if refusal is not None:
         turn.refused.append(refusal)
-        kept, removed = (sorted(turn.live), []) if desired.unreadable else (kept + removed, [])
+        kept, removed = (sorted(running), []) if desired.unreadable else (kept + removed, [])
     for model in kept:
         stay(turn, model)
     turn.leaving.update(app.name for model in removed for app in turn.live[model])

@@ -14,7 +14,7 @@ def refuse_removals(
 
     Args:
         removed: Models that run and are no longer declared.
-        running: Models of ours that run.
+        running: Models of ours that run, or made way for another version of themselves just now.
         declared: How many model files there are, valid or not.
         unreadable: Why the source could not be read; empty when it could.
         allowed: The operator gave the flag.

@@ -1,5 +1,6 @@
 """The scratch pad of planning one turn: what is kept, what fits, which steps were taken, all in one place."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -22,11 +23,14 @@ class Options:
         allow_removals: Removals that a safety rule would refuse are carried out.
         max_loads: How many applications may be coming up at a time.
         retry_failed: Versions that failed are tried at once, whatever their backoff.
+        asked_at: Seconds since the epoch when `retry_failed` was asked for: only what failed before is tried at
+            once, or else a version that fails again would be tried for ever.
     """
 
     allow_removals: bool = False
     max_loads: int = 1
     retry_failed: bool = False
+    asked_at: float = math.inf
 
 
 @dataclass
@@ -60,7 +64,7 @@ class Turn:
                 self.leaving.add(app.name)
             else:
                 self.live.setdefault(app.model, []).append(app)
-                self._loading += coming_up(app)
+                self._loading += coming_up(app) or self._proves_itself(app)
         self._ledger = Ledger(self.observed.nodes, self._placed.values())
 
     # --- facts ------------------------------------------------------------------------------------------
@@ -95,6 +99,12 @@ class Turn:
             return True
         return quiet_for > self._drain_limit(app.model or "")
 
+    def is_noted(self, app: Application) -> bool:
+        """That this application failed is on record already, since it was first seen."""
+        failure = self.observed.failures.get(app.name)
+        age = self.observed.ages.get(app.name)
+        return failure is not None and age is not None and failure.at >= self.observed.now - age
+
     # --- decisions --------------------------------------------------------------------------------------
 
     def step(self, do: Do, model: str, application: str, why: str = "") -> None:
@@ -111,14 +121,33 @@ class Turn:
         """Start an application, unless enough others are coming up already."""
         if name in self.observed.applications:
             self.step(Do.AWAIT, model, name, "waits until its predecessor of the same name is gone")
-        elif self._loading >= self.options.max_loads:
+        elif not self.claim_load():
             self.step(Do.AWAIT, model, name, "queued behind another load")
         else:
-            self._loading += 1
-            self._placed[name] = demand
-            self._ledger.take(demand)
+            self.reserve(name, demand)
             self.keep[name] = config
             self.step(Do.START, model, name)
+
+    def claim_load(self) -> bool:
+        """Take one of the loading slots; False where all are taken."""
+        if self._loading >= self.options.max_loads:
+            return False
+        self._loading += 1
+        return True
+
+    def reserve(self, name: str, demand: Demand) -> None:
+        """Set room aside, so that what is planned later in this turn leaves it alone."""
+        self._placed[name] = demand
+        self._ledger.take(demand)
+
+    def fail(self, app: Application, reason: str) -> None:
+        """Let a version go that failed: note it, once, and remove it."""
+        if not self.is_noted(app):
+            self.step(Do.FAIL, app.model or "", app.name, reason)
+        if app.status is Status.DEPLOY_FAILED or not any(replica.state == "RUNNING" for replica in app.replicas):
+            self.drop(app, "it failed")
+        else:
+            self.retire([app], "it failed")
 
     def drop(self, app: Application, why: str) -> None:
         """Remove an application now: it is left out of what is kept."""
@@ -134,6 +163,19 @@ class Turn:
                 self.step(Do.DRAIN, app.model or "", app.name, self._drain_state(app))
 
     # --- helpers ----------------------------------------------------------------------------------------
+
+    def _proves_itself(self, app: Application) -> bool:
+        # Up, but its first request decides. Until then nothing else is interrupted for a load of its own.
+        target = self.desired.targets.get(app.model or "")
+        observed = self.observed
+        return (
+            target is not None
+            and app.name == target.application
+            and app.name != self.routed(target.model)
+            and any(replica.state == "RUNNING" for replica in app.replicas)
+            and app.name not in observed.ready
+            and app.name not in observed.unanswered
+        )
 
     def _copy_ledger(self, without: frozenset[str] | set[str] = frozenset()) -> Ledger:
         return Ledger(

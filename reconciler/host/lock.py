@@ -3,8 +3,13 @@
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+_TRIES = 5
+_PAUSE_SECONDS = 0.02
 
 
 class AlreadyRunningError(Exception):
@@ -27,12 +32,10 @@ def exclusive(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / "reconciler.pid"
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _lock(file):
             file.seek(0)
             text = file.read().strip()
-            raise AlreadyRunningError(int(text) if text.isdigit() else 0) from None
+            raise AlreadyRunningError(int(text) if text.isdigit() else 0)
         file.seek(0)
         file.truncate()
         file.write(f"{os.getpid()}\n")
@@ -41,6 +44,16 @@ def exclusive(folder: Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def _lock(file: IO[str]) -> bool:
+    # Another command that only asks who runs holds it for an instant.
+    for _ in range(_TRIES):
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(_PAUSE_SECONDS)
+    return False
 
 
 def holder(folder: Path) -> int | None:

@@ -80,7 +80,6 @@ class Loop:
 
     async def turn(self, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:
         """One turn: observe, plan, act."""
-        await front_door.ensure_running()
         look = await self.look()
         front_door.publish(look.desired, look.observed, look.plan)
         reporter.report(look.plan, look.desired)
@@ -97,6 +96,7 @@ class Loop:
             ServeUnreachableError: Serve did not answer, several times in a row.
             ServeRefusedError: Serve refused the configuration.
         """
+        await front_door.ensure_running()
         failures = 0
         while True:
             try:

@@ -4,18 +4,23 @@ Records (what the front door serves, and the way back) and failures (for backoff
 Everything else here is lost in a crash and costs at most a second probe or a new start of a clock.
 """
 
+import contextlib
 import dataclasses
 import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from reconciler.core.backoff import delay
 from reconciler.core.state import Application, Demand, Failure, Json, Record
 from reconciler.host.files import write_atomic
 
 _FOREIGN_WINDOW_SECONDS = 12.0
+_Row = TypeVar("_Row")
 
 
 class Memory:
@@ -30,10 +35,8 @@ class Memory:
         self._records_file = folder / "records.json"
         self._failures_file = folder / "failures.json"
         self._monotonic = monotonic
-        self.records: dict[str, Record] = {row["model"]: Record(**row) for row in _read(self._records_file)}
-        self.failures: dict[str, Failure] = {
-            row["application"]: Failure(**row) for row in _read(self._failures_file)
-        }
+        self.records: dict[str, Record] = {row.model: row for row in _read(self._records_file, Record)}
+        self.failures: dict[str, Failure] = {row.application: row for row in _read(self._failures_file, Failure)}
         self.ready: set[str] = set()
         self.probing: set[str] = set()
         self.unanswered: dict[str, str] = {}
@@ -110,7 +113,7 @@ class Memory:
                 self._without_traffic.setdefault(name, now)
         for clocks in (self._first_seen, self._without_traffic, self._demands, self.unanswered):
             for name in clocks.keys() - seen.keys():
-                clocks.pop(name)  # type: ignore[attr-defined]
+                clocks.pop(name)
         self.ready &= seen.keys()
         self.ready |= routed & seen.keys()
         return seen
@@ -140,15 +143,18 @@ class Memory:
         _write(self._failures_file, self.failures.values())
 
 
-def _read(file: Path) -> list[Json]:
+def _read(file: Path, kind: type[_Row]) -> list[_Row]:
+    # Lost records cost words in a plan and a second try, no model; a crash loop would cost more.
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, RecursionError):
         return []
-    except ValueError:
-        # Lost records cost words in a plan and a second try, no model; a crash loop would cost more.
-        return []
-    return rows if isinstance(rows, list) else []
+    adapter = TypeAdapter(kind)
+    found: list[_Row] = []
+    for row in rows if isinstance(rows, list) else ():
+        with contextlib.suppress(ValidationError):
+            found.append(adapter.validate_python(row))
+    return found
 
 
 def _write(file: Path, rows: Iterable[Record] | Iterable[Failure]) -> None:

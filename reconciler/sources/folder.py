@@ -47,9 +47,10 @@ class FolderSource:
     def _read_once(self) -> tuple[Snapshot, bool]:
         files: dict[str, bytes] = {}
         problems: list[Problem] = []
-        fresh = False
         try:
             folder = self.folder.resolve(strict=True)
+            # An editor that saves by renaming leaves, for a moment, a folder without the file.
+            fresh = _is_fresh(folder.stat().st_mtime)
             entries = sorted(folder.iterdir())
         except OSError as error:
             reason = f"{self.folder}: {error.strerror or error}"
@@ -69,7 +70,7 @@ class FolderSource:
             except OSError as error:
                 problems.append(Problem(path, 1, 1, f"cannot be read: {error.strerror or error}"))
             else:
-                fresh = fresh or 0 <= time.time() - touched < _SETTLE_SECONDS
+                fresh = fresh or _is_fresh(touched)
         if len(chosen) > MAX_FILES:
             problems.append(Problem(self.folder.name, 1, 1, f"more than {MAX_FILES} model files"))
         snapshot = Snapshot(revision=revision_of(files), files=files, folder=str(folder), problems=tuple(problems))
@@ -87,4 +88,12 @@ def _read_file(file: Path) -> tuple[bytes, float]:
         raise OSError(errno.EINVAL, "not a regular file")
     if info.st_size > MAX_FILE_BYTES:
         raise OSError(errno.EFBIG, f"larger than {MAX_FILE_BYTES // 1024} KiB")
-    return file.read_bytes(), info.st_mtime
+    content = file.read_bytes()
+    after = file.stat()
+    if (after.st_ino, after.st_size, after.st_mtime_ns) != (info.st_ino, info.st_size, info.st_mtime_ns):
+        return content, time.time()  # Written between our look at it and the reading.
+    return content, after.st_mtime
+
+
+def _is_fresh(touched: float) -> bool:
+    return 0 <= time.time() - touched < _SETTLE_SECONDS

@@ -45,7 +45,7 @@ def test_near_names_are_near_and_few() -> None:
 
 def test_the_list_of_paths_is_the_shared_one() -> None:
     assert app.INFERENCE_PATHS is ROUTED_PATHS
-    assert len(ROUTED_PATHS) == 16
+    assert len(ROUTED_PATHS) == 20
 
 
 def test_usage_counts_and_remembers() -> None:

@@ -1,0 +1,206 @@
+"""The real stack as a person starts it (start.sh, Ray, vLLM, HAProxy, the reconciler), and a person's hands."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LOAD_SECONDS = 240.0
+"""How long a load may take here before a test gives up: two cores are shared by everything."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Stack:
+    """One running system in a folder of its own, on ports of its own, beside whatever else runs here."""
+
+    def __init__(self, folder: Path) -> None:
+        names = (
+            "RAY_PORT", "DASHBOARD_PORT", "RAY_AGENT_PORT", "RAY_CLIENT_PORT", "HAPROXY_STATS_PORT",
+            "HAPROXY_METRICS_PORT", "FALLBACK_PORT", "SERVE_PORT", "LISTEN_PORT", "ACTIVATOR_PORT",
+        )  # fmt: skip
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.folder = folder
+        self.state = folder / "state"
+        self.models = self.state / "demo" / "models.d"
+        self.log = folder / "reconciler.log"
+        self.url = f"http://127.0.0.1:{ports['LISTEN_PORT']}/v1"
+        self.dashboard = f"http://127.0.0.1:{ports['DASHBOARD_PORT']}"
+        self.ports = ports
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("RECONCILE_", "RAY_", "HF_"))}
+        self.environment = {
+            **clean,
+            **{f"RECONCILE_{name}": str(port) for name, port in ports.items()},
+            "RECONCILE_STATE_DIR": str(self.state),
+            "RECONCILE_RAY_ARGS": "--num-gpus=1",
+            "RECONCILE_SIMULATE_GPUS": "1",
+            "RECONCILE_CPU_THREADS": "1",
+            "RECONCILE_MAX_LOADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            # For the foreign application, which Ray imports by name.
+            "PYTHONPATH": str(Path(__file__).parent),
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    # --- starting and stopping ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """`./start.sh --demo`, in the background; returns when the reconciler's process is there."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [REPOSITORY / "start.sh", "--cpu", "--demo"],
+                env=self.environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.wait_for(lambda: self.reconciler_pid() is not None, "the reconciler starts", 180)
+
+    def reconciler_pid(self) -> int | None:
+        """The reconciler that runs here, by its lock file."""
+        try:
+            pid = int((self.state / "reconciler.pid").read_text() or 0)
+            os.kill(pid, 0)
+        except (OSError, ValueError):
+            return None
+        return pid or None
+
+    def kill_reconciler(self) -> None:
+        """`kill -9`, as a crash does."""
+        pid = self.reconciler_pid()
+        assert pid is not None, "no reconciler to kill"
+        os.kill(pid, signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait(timeout=30)
+
+    def start_reconciler(self) -> None:
+        """The reconciler alone, as a service manager would restart it."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [REPOSITORY / ".venv" / "bin" / "reconcile", "--watch"],
+                env=self.settings(),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def stop(self) -> None:
+        """`./start.sh --stop`."""
+        subprocess.run([REPOSITORY / "start.sh", "--stop"], env=self.environment, cwd=self.folder, check=True)
+
+    def settings(self) -> dict[str, str]:
+        """The environment that `source .reconcile/env` gives a person."""
+        lines = (self.state / "env").read_text().splitlines()
+        exported = [line.removeprefix("export ").split("=", 1) for line in lines]
+        chosen = {key: value for key, value in exported if key != "PATH"}
+        path = f"{REPOSITORY / '.venv' / 'bin'}:{self.environment['PATH']}"
+        return {**self.environment, **chosen, "PATH": path}
+
+    # --- a person's commands ------------------------------------------------------------------------------
+
+    def reconcile(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `reconcile`; the caller looks at the exit code."""
+        return subprocess.run(
+            [REPOSITORY / ".venv" / "bin" / "reconcile", *arguments],
+            env=self.settings(),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LOAD_SECONDS * 2,
+        )
+
+    def plan(self) -> tuple[dict[str, Any], int]:
+        """What a dry run says, and its exit code."""
+        result = self.reconcile("--dry-run", "--detailed-exitcode", "--output", "json")
+        assert result.stdout, result.stderr
+        plan: dict[str, Any] = json.loads(result.stdout)["plan"]
+        return plan, result.returncode
+
+    def planned(self) -> dict[str, str]:
+        """Model to action, as a dry run announces."""
+        return {change["model"]: change["action"] for change in self.plan()[0]["changes"]}
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """`reconcile status`, by model."""
+        result = self.reconcile("status", "--output", "json")
+        assert result.stdout, result.stderr
+        return {row["model"]: row for row in json.loads(result.stdout)["models"]}
+
+    def write(self, name: str, text: str) -> None:
+        """Save a model file as a careful editor does: a temporary file, then a rename."""
+        temporary = self.models / f".{name}.tmp"
+        temporary.write_text(text)
+        temporary.rename(self.models / f"{name}.yaml")
+
+    # --- looking ------------------------------------------------------------------------------------------
+
+    async def serve_instance(self) -> dict[str, Any]:
+        """Serve's own description of itself, asked past the reconciler."""
+        token = (self.state / "ray-token").read_text().strip()
+        headers = {"Authorization": f"Bearer {token}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.get(f"{self.dashboard}/api/serve/applications/") as answer,
+        ):
+            instance: dict[str, Any] = await answer.json(content_type=None)
+            return instance
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The reconciler's log lines of one event, in order."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and f'"event": "{name}"' in line]
+
+    def wait_loaded(self, *models: str) -> None:
+        """Wait until the reconciler reports these as loaded and in sync."""
+
+        def loaded() -> bool:
+            rows = self.status()
+            return all(
+                rows.get(model, {}).get("state") == "loaded" and rows[model]["sync"] == "in sync"
+                for model in models
+            )
+
+        self.wait_for(loaded, f"{', '.join(models)} loaded", LOAD_SECONDS, pause=1.0)
+
+    def wait_for(
+        self, condition: Callable[[], bool], what: str, seconds: float = 60.0, *, pause: float = 0.2
+    ) -> None:
+        """Poll until `condition` holds; the reconciler's log is the message when it does not."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
+                raise AssertionError(f"not within {seconds:.0f} s: {what}\n{tail}")
+            time.sleep(pause)
+
+
+@contextlib.contextmanager
+def running_stack(folder: Path) -> Iterator[Stack]:
+    """A started stack; everything it started is gone afterwards."""
+    stack = Stack(folder)
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.stop()
