@@ -33,7 +33,7 @@ def describe(turn: Turn, target: Target) -> Change | None:
     return Change(
         target.model,
         Action.REPLACE,
-        _cause_of_replace(target, fields),
+        _cause_of_replace(target, fields, record),
         fields,
         old=serving.name if serving is not None else (record.application if record else None),
         new=target.application,
@@ -90,9 +90,10 @@ def _cause_of_add(target: Target, record: Record | None) -> str:
     return f"{target.file} declares it, and it does not run any more"
 
 
-def _cause_of_replace(target: Target, fields: tuple[FieldChange, ...]) -> str:
+def _cause_of_replace(target: Target, fields: tuple[FieldChange, ...], record: Record | None) -> str:
+    known = _paths(target.fields) | _paths(record.spec if record is not None else {})
     engine = [change.path for change in fields if change.effect is Effect.NEW_ENGINE]
-    if engine and all(path in _paths(target.fields) for path in engine):
+    if engine and known.issuperset(engine):
         return f"{target.file} changed"
     return "the template or the settings of the reconciler changed"
 

@@ -85,9 +85,11 @@ def _within(path: str, sections: tuple[str, ...]) -> bool:
 
 def _differences(old: Json, new: Json) -> Iterator[tuple[str, Any, Any]]:
     before, after = dict(_flatten(old)), dict(_flatten(new))
+    inner = {path[:depth] for path in before.keys() | after.keys() for depth in range(len(path))}
     for path in sorted(before.keys() | after.keys(), key=str):
         left, right = before.get(path, _ABSENT), after.get(path, _ABSENT)
-        if _canonical(left) != _canonical(right):
+        # An empty object that was filled is told by what it was filled with.
+        if _canonical(left) != _canonical(right) and not (path in inner and {} in (left, right)):
             shown = ".".join(str(part) for part in path)
             yield shown, None if left is _ABSENT else left, None if right is _ABSENT else right
 

@@ -6,6 +6,7 @@ ConfigMap-style swaps do no harm. A file that is being written is waited for, fo
 
 import asyncio
 import errno
+import os
 import stat
 import time
 from pathlib import Path
@@ -48,7 +49,8 @@ class FolderSource:
         files: dict[str, bytes] = {}
         problems: list[Problem] = []
         try:
-            folder = self.folder.resolve(strict=True)
+            # Not `Path.resolve`: before Python 3.13 that raises RuntimeError for a link that leads to itself.
+            folder = Path(os.path.realpath(self.folder, strict=True))
             # An editor that saves by renaming leaves, for a moment, a folder without the file.
             fresh = _is_fresh(folder.stat().st_mtime)
             entries = sorted(folder.iterdir())

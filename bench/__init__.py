@@ -1,0 +1,1 @@
+"""Benchmarks on the real stack. Each module with a `main` is a command: `python -m bench.front_door --help`."""

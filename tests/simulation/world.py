@@ -1,0 +1,527 @@
+"""A simulated world: Serve, GPUs, the edge and the clock, with the manners of the real ones (see FACTS.md).
+
+`World.turn` does what `loop.Loop.turn` and `loop.act.Actor` do, with the real memory and the real planner, and can
+die before or after each effect. What must never happen is noted in `violations` at the moment it happens.
+"""
+
+import copy
+import functools
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reconciler.core.desired import Desired, Snapshot, compile_desired, revision_of
+from reconciler.core.plan import Action, Do, Order, Plan, Step
+from reconciler.core.planner import make_plan
+from reconciler.core.render import Platform, Renderer, demand_of, model_of
+from reconciler.core.spec import parse_duration
+from reconciler.core.state import Demand, Json, Node, Observed, Record
+from reconciler.core.turn import Options
+from reconciler.loop.memory import Memory
+from reconciler.ray_serve.observed import applications, serve_settings
+
+TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")
+PLATFORM = Platform(device="cpu", simulate_gpus=True)
+BUILD_SECONDS, START_SECONDS, DELETE_SECONDS, PROBE_SECONDS, FLIP_SECONDS = 2.0, 3.0, 3.0, 1.0, 1.0
+NO_ROOM = "no room for two versions at once"
+REASON = "Repo id must use alphanumeric chars: 'x'."
+BUILD, REPLICA, MUTE = "build", "replica", "mute"
+
+
+class Killed(Exception):  # noqa: N818 -- not an error of ours
+    """The reconciler's process died here."""
+
+
+@functools.cache
+def renderer(template: str) -> Renderer:
+    return Renderer(template, PLATFORM)
+
+
+@functools.lru_cache(maxsize=20_000)
+def compiled(files: tuple[tuple[str, bytes], ...], template: str) -> Desired:
+    contents = dict(files)
+    return compile_desired(Snapshot(revision_of(contents), contents, "/models"), renderer(template))
+
+
+@dataclass
+class SimApp:
+    """One application as Serve has it."""
+
+    name: str
+    config: Json | None
+    status: str = "DEPLOYING"
+    message: str = ""
+    deployment_message: str = ""
+    stage: str = "building"
+    until: float = 0.0
+    gpu: list[tuple[int, float]] | None = None
+    flips_until: float = 0.0
+    imperative: bool = False
+
+    @property
+    def up(self) -> bool:
+        """It has a running replica."""
+        return self.stage == "running"
+
+
+@dataclass
+class Stream:
+    """One request in flight."""
+
+    application: str
+    until: float
+
+
+@dataclass
+class World:
+    """Everything outside the planner. `gpus` are the devices of one node."""
+
+    folder: Path
+    gpus: int = 0
+    options: Options = field(default_factory=Options)
+    files: dict[str, str] = field(default_factory=dict)
+    template: str = TEMPLATE
+    now: float = 1_000_000.0
+    serve: Json | None = None
+    apps: dict[str, SimApp] = field(default_factory=dict)
+    routes: dict[str, str] = field(default_factory=dict)
+    streams: list[Stream] = field(default_factory=list)
+    faults: dict[str, str] = field(default_factory=dict)
+    """By application or model name: `build`, `replica` or `mute`."""
+    edge_counts: bool = True
+    unreadable: str = ""
+    crash_at: int | None = None
+    """Die before this effect of the next turn (even: before, odd: after the half of it)."""
+    puts: list[list[str]] = field(default_factory=list)
+    writes: int = 0
+    violations: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    cut: int = 0
+
+    def __post_init__(self) -> None:
+        self._probes: dict[str, float] = {}
+        self._unrouted: dict[str, float] = {}
+        self._free = [1.0] * self.gpus
+        self._ids = itertools.count()
+        self.start_process()
+
+    # --- the process ---------------------------------------------------------------------------------------
+
+    def start_process(self) -> None:
+        """A reconciler starts: only what is on disk is remembered."""
+        self.memory = Memory(self.folder, monotonic=lambda: self.now)
+        self._probes = {}
+
+    @property
+    def desired(self) -> Desired:
+        if self.unreadable:
+            return Desired(unreadable=self.unreadable)
+        files = tuple(sorted((path, text.encode()) for path, text in self.files.items()))
+        return compiled(files, self.template)
+
+    def observe(self, desired: Desired) -> Observed:
+        instance = self.instance()
+        seen = self.memory.see(applications(instance), self.routes)
+        # What our own applications do not hold is held by others.
+        foreign = sum(share for app in self.apps.values() for _, share in app.gpu or () if app.name not in seen)
+        for name, app in seen.items():
+            if app.model is None:
+                foreign += sum(share for _, share in self.apps[name].gpu or ())
+        return Observed(
+            applications=seen,
+            serve=serve_settings(instance),
+            nodes=(Node("n1", self.gpus, foreign),) if self.gpus else (),
+            routes=dict(self.routes),
+            in_flight=self.in_flight() if self.edge_counts else None,
+            ready=frozenset(self.memory.ready),
+            probing=frozenset(self.memory.probing),
+            unanswered=dict(self.memory.unanswered),
+            ages=self.memory.ages(),
+            draining=self.memory.draining(),
+            records=dict(self.memory.records),
+            failures=dict(self.memory.failures),
+            missing_paths={t.path: "no such folder" for t in desired.targets.values() if t.path},
+            now=self.now,
+        )
+
+    def plan(self) -> Plan:
+        """What would be done now. Changes nothing that counts."""
+        desired = self.desired
+        return make_plan(desired, self.observe(desired), self.options)
+
+    def turn(self) -> Plan:
+        """One turn of the loop; a planned crash ends it and starts the process anew."""
+        desired = self.desired
+        observed = self.observe(desired)
+        plan = make_plan(desired, observed, self.options)
+        self._effects = 0
+        try:
+            self._act(plan, desired, observed)
+            if plan.settled and not desired.unreadable:
+                self._forget(plan, desired, observed)
+        except Killed:
+            self.start_process()
+        self.crash_at = None
+        return plan
+
+    def _act(self, plan: Plan, desired: Desired, observed: Observed) -> None:
+        by_kind: dict[Do, list[Step]] = {}
+        for step in plan.steps:
+            by_kind.setdefault(step.do, []).append(step)
+        for step in by_kind.get(Do.FAIL, ()):
+            self._effect(functools.partial(self._fail, step, observed))
+        for step in by_kind.get(Do.KEEP_PREVIOUS, ()):
+            config = observed.applications[step.application].config
+            if config is not None:
+                self._effect(functools.partial(self.memory.keep_previous, step.model, config))
+        for step in by_kind.get(Do.RECORD, ()):
+            target = desired.targets[step.model]
+            row = Record(step.model, target.file, target.application, target.fields)
+            self._effect(functools.partial(self.memory.record, row))
+            self._effect(functools.partial(self.memory.forgive, target.application))
+        on, off = by_kind.get(Do.ROUTE, []), by_kind.get(Do.UNROUTE, [])
+        if on or off:
+            routes = dict(observed.routes)
+            for step in off:
+                routes.pop(step.model, None)
+            for step in on:
+                routes[step.model] = step.application
+            whys = {step.model: step.why for step in off}
+            self._effect(lambda: self._set_routes(routes, whys, desired))
+        for step in by_kind.get(Do.PROBE, ()):
+            self.memory.probing.add(step.application)
+            self._probes[step.application] = self.now + PROBE_SECONDS
+        if plan.applications is not None:
+            body = [plan.applications[name] for name in sorted(plan.applications)]
+            self._effect(lambda: self.put(body))
+
+    def _effect(self, do: Callable[[], object]) -> None:
+        if self.crash_at == self._effects:
+            raise Killed
+        do()
+        self.writes += 1
+        if self.crash_at == self._effects + 1:
+            raise Killed
+        self._effects += 2
+
+    def _fail(self, step: Step, observed: Observed) -> None:
+        self.memory.fail(step.model, step.application, step.why, observed.now)
+        self.log.append(f"fail {step.application}: {step.why}")
+
+    def _forget(self, plan: Plan, desired: Desired, observed: Observed) -> None:
+        wanted = set(desired.targets)
+        alive = {app.model for app in observed.applications.values()}
+        held = {held.model for held in plan.held} | {m for refusal in plan.refused for m in refusal.models}
+        self.memory.forget_models(set(self.memory.records) - wanted - alive - held)
+        previous = {r.previous["name"] for r in self.memory.records.values() if r.previous is not None}
+        self.memory.forget_failures({t.application for t in desired.targets.values()} | previous)
+
+    # --- the edge ------------------------------------------------------------------------------------------
+
+    def in_flight(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for stream in self.streams:
+            counts[stream.application] = counts.get(stream.application, 0) + 1
+        return counts
+
+    def stream(self, model: str, seconds: float) -> bool:
+        """A client asks a model; False where it gets an error."""
+        app = self.apps.get(self.routes.get(model, ""))
+        if app is None or not app.up:
+            return False
+        self.streams.append(Stream(app.name, self.now + seconds))
+        return True
+
+    def _set_routes(self, routes: dict[str, str], whys: Mapping[str, str], desired: Desired) -> None:
+        for model, old in self.routes.items():
+            new = routes.get(model)
+            if new == old:
+                continue
+            self._unrouted[old] = self.now
+            healthy = old in self.apps and self.apps[old].up and self.apps[old].status != "DELETING"
+            if healthy and new is None and model in desired.targets and whys.get(model) != NO_ROOM:
+                self.violations.append(f"{model} lost its route to {old}: {whys.get(model)}")
+        for model, new in routes.items():
+            if new != self.routes.get(model) and (new not in self.apps or not self.apps[new].up):
+                self.violations.append(f"{model} was routed to {new}, which is not up")
+        self.log.append(f"routes {routes}")
+        self.routes = routes
+
+    # --- Serve ---------------------------------------------------------------------------------------------
+
+    def put(self, configs: list[Json]) -> None:
+        """Serve's whole-set PUT."""
+        wanted: dict[str, Json] = {config["name"]: config for config in configs}
+        self.puts.append(sorted(wanted))
+        self.log.append(f"put {sorted(wanted)}")
+        self._judge_put(wanted)
+        self.serve = self.serve or {"proxy_location": "HeadOnly"}
+        for app in self.apps.values():
+            if app.config is not None and not app.imperative and app.name not in wanted:
+                self.delete(app.name)
+        for name, config in wanted.items():
+            there = self.apps.get(name)
+            if there is None or there.status == "DELETING":
+                self.add(name, config)
+            elif there.stage == "building" or _frozen(there.config) != _frozen(config):
+                self._release(there)
+                self.add(name, config)
+            else:
+                there.config = copy.deepcopy(config)
+                if there.up:
+                    there.flips_until = self.now + FLIP_SECONDS
+        used = sum(
+            _size(demand_of(app.config)) for app in self.apps.values() if app.config and model_of(app.config)
+        )
+        leaving = sum(share for app in self.apps.values() if app.config is None for _, share in app.gpu or ())
+        if used + leaving > self.gpus + 1e-6:
+            self.violations.append(f"{used:.2f} + {leaving:.2f} GPU asked of {self.gpus}: {sorted(self.apps)}")
+
+    def _judge_put(self, wanted: Mapping[str, Json]) -> None:
+        actual = {a.name: a.config for a in self.apps.values() if a.config is not None and not a.imperative}
+        if actual == wanted:
+            self.violations.append("a PUT changed nothing")
+        building = [app.name for app in self.apps.values() if app.stage == "building" and app.config]
+        if building:
+            self.violations.append(f"a PUT while {building} build")
+        counts = self.in_flight()
+        for name, config in actual.items():
+            app = self.apps[name]
+            if model_of(config) is None and wanted.get(name) != config:
+                self.violations.append(f"foreign {name} was touched")
+            if name in wanted or not app.up:
+                continue
+            if name in self.routes.values():
+                self.violations.append(f"{name} was removed while it had the traffic")
+            since = self._unrouted.get(name)
+            if counts.get(name) and (
+                since is None or self.now - since <= self.drain_limit(model_of(config) or "")
+            ):
+                self.violations.append(f"{name} was removed with {counts[name]} requests in flight")
+        for name in wanted:
+            if name in self.apps and self.apps[name].status == "DELETING":
+                self.violations.append(f"{name} was put while it was being deleted")
+            if name in self.apps and self.apps[name].imperative:
+                self.violations.append(f"imperative {name} was put")
+
+    def drain_limit(self, model: str) -> float:
+        """The model's drain limit: its file's, or else the one that was recorded."""
+        target = self.desired.targets.get(model)
+        if target is not None:
+            return parse_duration(target.spec.lifecycle.drain_timeout)
+        record = self.memory.records.get(model)
+        return parse_duration(record.spec["lifecycle"]["drain_timeout"]) if record and record.spec else 600.0
+
+    def add(self, name: str, config: Json | None, *, imperative: bool = False) -> SimApp:
+        """An application is deployed; build comes first."""
+        app = SimApp(name, copy.deepcopy(config), until=self.now + BUILD_SECONDS, imperative=imperative)
+        self.apps[name] = app
+        self.serve = self.serve or {"proxy_location": "HeadOnly"}
+        return app
+
+    def delete(self, name: str) -> None:
+        """An application is deleted: Serve forgets its configuration before its replicas are gone."""
+        app = self.apps[name]
+        if app.status == "DELETING":
+            return
+        app.status, app.config, app.stage, app.until = "DELETING", None, "deleting", self.now + DELETE_SECONDS
+
+    def tick(self, seconds: float = 1.0) -> None:
+        """Time passes."""
+        self.now += seconds
+        self.streams = [stream for stream in self.streams if stream.until > self.now]
+        for app in list(self.apps.values()):
+            self._progress(app)
+        for name, until in list(self._probes.items()):
+            if until <= self.now:
+                self._end_probe(name)
+
+    def _progress(self, app: SimApp) -> None:
+        if app.stage == "deleting" and app.until <= self.now:
+            self._release(app)
+            del self.apps[app.name]
+            before = len(self.streams)
+            self.streams = [stream for stream in self.streams if stream.application != app.name]
+            self.cut += before - len(self.streams)
+        elif app.stage == "building" and app.until <= self.now:
+            if self._fault(app) == BUILD:
+                app.status, app.stage = "DEPLOY_FAILED", "broken"
+                app.message = f"Deploying app failed with exception:\nTraceback:\nValueError: {REASON}"
+            else:
+                app.stage = "pending"
+        elif app.stage == "starting" and app.until <= self.now:
+            if self._fault(app) == REPLICA:
+                app.until = self.now + START_SECONDS
+                app.deployment_message = f"A replica failed to start with exception:\nValueError: {REASON}"
+            else:
+                app.stage, app.status, app.deployment_message = "running", "RUNNING", ""
+        if app.stage == "pending" and self._place(app):
+            app.stage, app.until = "starting", self.now + START_SECONDS
+
+    def fail_running(self, name: str) -> None:
+        """A running application breaks for good: Serve gives it up."""
+        app = self.apps[name]
+        app.status, app.stage, app.message = "DEPLOY_FAILED", "broken", "The replicas died too often."
+        self.streams = [stream for stream in self.streams if stream.application != name]
+
+    def _fault(self, app: SimApp) -> str | None:
+        model = model_of(app.config or {})
+        return self.faults.get(app.name) or self.faults.get(model or "")
+
+    def _end_probe(self, name: str) -> None:
+        del self._probes[name]
+        self.memory.probing.discard(name)
+        app = self.apps.get(name)
+        if app is None or not app.up or self._fault(app) == MUTE:
+            self.memory.unanswered[name] = "HTTP 500"
+        else:
+            self.memory.ready.add(name)
+
+    def _place(self, app: SimApp) -> bool:
+        demand = demand_of(app.config or {})
+        free, taken = list(self._free), []
+        for _ in range(demand.ranks if demand.gpus else 0):
+            fitting = [index for index, share in enumerate(free) if share + 1e-6 >= demand.gpus]
+            if not fitting:
+                return False
+            best = min(fitting, key=lambda index: free[index])
+            free[best] -= demand.gpus
+            taken.append((best, demand.gpus))
+        self._free, app.gpu = free, taken
+        return True
+
+    def occupy(self, share: float, name: str = "stranger") -> None:
+        """A foreign declarative application takes its share of the first GPU with room."""
+        app = self.add(name, {"name": name, "route_prefix": f"/{name}", "import_path": "theirs:app", "args": {}})
+        app.stage, app.status = "running", "RUNNING"
+        index = next(i for i, free in enumerate(self._free) if free + 1e-6 >= share)
+        self._free[index] -= share
+        app.gpu = [(index, share)]
+
+    def _release(self, app: SimApp) -> None:
+        for index, share in app.gpu or ():
+            self._free[index] += share
+        app.gpu = None
+
+    def instance(self) -> Json:
+        """The answer to GET, as Serve words it."""
+        if self.serve is None:
+            return {"applications": {}}
+        details = {app.name: self._details(app) for app in self.apps.values()}
+        return {"controller_info": {"pid": 1}, **self.serve, "applications": details}
+
+    def _details(self, app: SimApp) -> Json:
+        config = None if app.imperative else copy.deepcopy(app.config)
+        status = "DEPLOYING" if app.up and app.flips_until > self.now and app.status == "RUNNING" else app.status
+        deployments: Json = {}
+        if app.stage != "building":
+            state = {"running": "RUNNING", "deleting": "STOPPING"}.get(app.stage, "STARTING")
+            replicas = [{"replica_id": f"{app.name}#1", "state": state}] if app.stage != "broken" else []
+            deployments = {"LLMServer:x": {"message": app.deployment_message, "replicas": replicas}}
+        return {
+            "status": status,
+            "message": app.message,
+            "deployments": deployments,
+            **({"deployed_app_config": config} if config is not None else {}),
+        }
+
+    # --- for tests -----------------------------------------------------------------------------------------
+
+    def settle(self, turns: int = 300, seconds: float = 1.0) -> Plan:
+        """Turns until a plan is settled; it fails where that does not come."""
+        for _ in range(turns):
+            plan = self.turn()
+            if plan.settled:
+                return plan
+            self.tick(seconds)
+        steps = [f"{step.do} {step.application}: {step.why}" for step in plan.steps]
+        raise AssertionError(f"not settled after {turns} turns: {steps}")
+
+    def until(self, condition: Callable[[], Any], turns: int = 100, seconds: float = 1.0) -> None:
+        """Turns until a condition holds."""
+        for _ in range(turns):
+            if condition():
+                return
+            self.turn()
+            self.tick(seconds)
+        raise AssertionError(f"it did not come to that in {turns} turns; {self.log[-5:]}")
+
+    def edit(self, **texts: str | None) -> None:
+        """Write model files by stem; None removes one."""
+        for stem, text in texts.items():
+            if text is None:
+                del self.files[f"models.d/{stem}.yaml"]
+            else:
+                self.files[f"models.d/{stem}.yaml"] = text
+
+    def target(self, model: str) -> str:
+        """The application that the model's file asks for."""
+        return self.desired.targets[model].application
+
+    def serves(self, model: str) -> bool:
+        """The model's traffic goes to the version that its file wants, and that is up."""
+        app = self.apps.get(self.routes.get(model, ""))
+        return app is not None and app.up and app.name == self.target(model)
+
+    def versions(self, model: str) -> list[str]:
+        """The applications of a model that are not being deleted."""
+        return sorted(app.name for app in self.apps.values() if app.config and model_of(app.config) == model)
+
+
+def model_file(
+    length: int = 1024,
+    *,
+    share: float | None = None,
+    replicas: int = 1,
+    policy: str = "on_demand",
+    priority: int = 50,
+    drain: str = "10m",
+    aliases: str = "",
+    path: str = "",
+    name: str = "",
+    extra: str = "",
+) -> str:
+    """A model file's text."""
+    source = f"{{path: {path}}}" if path else "{repo: o/m}"
+    use = f", gpu_memory_utilization: {share}" if share else ""
+    accelerator = "auto" if share else "cpu"
+    return (
+        (f"name: {name}\n" if name else "")
+        + f"source: {source}\nengine: {{max_model_len: {length}{use}}}\n"
+        + f"resources: {{accelerator: {accelerator}, replicas: {{min: 1, max: {replicas}}}}}\n"
+        + f"lifecycle: {{policy: {policy}, priority: {priority}, drain_timeout: {drain}}}\n"
+        + f"aliases: [{aliases}]\n{extra}"
+    )
+
+
+_SIGNS = {
+    Action.ADD: "+",
+    Action.REMOVE: "-",
+    Action.REPLACE: "±",
+    Action.UPDATE: "~",
+    Action.FRONT_DOOR: "»",
+    Action.RESTORE: "↺",
+}
+
+
+def show(plan: Plan) -> list[str]:
+    """A plan in one short line for each model that is not as it should be."""
+    lines = [
+        f"{_SIGNS[change.action]} {change.model}"
+        + (f" {change.order.value}" if isinstance(change.order, Order) else "")
+        + (f" [{', '.join(f'{f.path} {f.old} -> {f.new}' for f in change.fields)}]" if change.fields else "")
+        for change in plan.changes
+    ]
+    lines += [f"! {held.model} {held.kind.value}" for held in plan.held]
+    lines += [f"refused {', '.join(refusal.models)}" for refusal in plan.refused]
+    return sorted(lines)
+
+
+def _frozen(config: Json | None) -> Json:
+    return {key: value for key, value in (config or {}).items() if key != "deployments"}
+
+
+def _size(demand: Demand) -> float:
+    return demand.ranks * demand.gpus
