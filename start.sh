@@ -481,6 +481,7 @@ write_environment() {
         # shellcheck disable=SC2016 # the reader's PATH, not ours
         printf 'export PATH=%q:"$PATH"\n' "$VENV/bin"
         for name in RECONCILE_STATE_DIR RECONCILE_MODELS_DIR RECONCILE_ENGINE RECONCILE_RAY_DASHBOARD \
+            RECONCILE_SERVE_PORT RECONCILE_LISTEN_HOST RECONCILE_LISTEN_PORT RECONCILE_ACTIVATOR_PORT \
             RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH; do
             if [[ -n ${!name:-} ]]; then printf 'export %s=%q\n' "$name" "${!name}"; fi
         done
@@ -516,6 +517,8 @@ watch() {
     fi
     step "starting the reconciler on $MODELS"
     say "      Ctrl-C ends only the reconciler: models go on serving. ./start.sh --stop ends everything."
+    # A process of its own, which outlives the reconciler; a port that is taken is said here, at once.
+    "$VENV/bin/reconcile" edge start > /dev/null
     exec "$VENV/bin/reconcile" --watch "$@"
 }
 

@@ -2,8 +2,8 @@
 
     python -m bench.front_door [--quick] [--rounds N] [--output json]
 
-All paths are up at the same time and are measured in short slices that take turns, so that whatever else the machine
-does hits all alike. Ratios are made of neighbouring slices. bench/README.md says how to read the result.
+All paths are up at the same time and are measured in short slices that take turns, so that whatever else the
+machine does hits all alike. Ratios are made of neighbouring slices. bench/README.md says how to read the result.
 """
 
 import argparse
@@ -14,64 +14,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from bench import asking, ceiling, front_door_report, machine, ours
 from bench.asking import chat_body, completed
 from bench.bare import bare_vllm
+from bench.front_door_data import AGAIN, ALIAS, BARE, DIRECT, EDGE, FULL, QUICK, Cell, Result, Series
 from bench.load import Job
 from bench.load_process import LoadProcess, load_process
 from bench.machine import BenchError, say
 from bench.measure import percentile
 
-BARE, DIRECT, EDGE, ALIAS, AGAIN = "bare", "direct", "edge", "activator", "direct again"
-PATHS = (BARE, DIRECT, EDGE, ALIAS, AGAIN)
-"""`direct again` is the same as `direct`: how much the two differ is how well anything here can be told apart."""
-
 _CHAT = "/v1/chat/completions"
 _FULL_SECONDS, _QUICK_SECONDS = 440.0, 40.0
 _FULL_ROUNDS, _QUICK_ROUNDS = 20, 1
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One kind of load.
-
-    Attributes:
-        requests: In one slice.
-        turns: Slices of each path in one round: many short ones, so that neighbours are near in time.
-    """
-
-    kind: str
-    tokens: int
-    clients: int
-    requests: int
-    turns: int
-
-    @property
-    def stream(self) -> bool:
-        """Whether the answer is streamed."""
-        return self.kind == "stream"
-
-
-FULL = (
-    Cell("short", 4, 1, 50, 3),
-    Cell("short", 4, 16, 240, 2),
-    Cell("short", 4, 64, 384, 1),
-    Cell("stream", 256, 1, 2, 2),
-    Cell("stream", 256, 16, 32, 1),
-    Cell("stream", 256, 64, 64, 1),
-)
-QUICK = (
-    Cell("short", 4, 1, 20, 1),
-    Cell("short", 4, 16, 80, 1),
-    Cell("short", 4, 64, 128, 1),
-    Cell("stream", 256, 1, 1, 1),
-    Cell("stream", 256, 16, 16, 1),
-    Cell("stream", 256, 64, 64, 1),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,31 +38,6 @@ class Target:
     port: int
     path: str
     model: str
-
-
-@dataclass(slots=True)
-class Series:
-    """One value a slice, for one path in one cell."""
-
-    p50_ms: list[float] = field(default_factory=list)
-    p95_ms: list[float] = field(default_factory=list)
-    first_p50_ms: list[float] = field(default_factory=list)
-    first_p95_ms: list[float] = field(default_factory=list)
-    per_second: list[float] = field(default_factory=list)
-    generator_share: list[float] = field(default_factory=list)
-    reconnects: int = 0
-
-
-@dataclass(slots=True)
-class Result:
-    """Everything that was measured."""
-
-    machine: dict[str, Any]
-    generator: str
-    ceilings: dict[int, float]
-    cells: list[tuple[Cell, dict[str, Series]]]
-    rounds: int = 0
-    seconds: float = 0.0
 
 
 class Benchmark:
@@ -166,9 +98,8 @@ def measure_ceilings(generator: LoadProcess, folder: Path) -> dict[int, float]:
     with ceiling.answering_haproxy(folder) as port:
         body = chat_body(ours.MODEL, 4, stream=False)
         for clients in (1, 16, 64):
-            slices = [
-                generator.run(Job("127.0.0.1", port, _CHAT, body, clients, 2000, ceiling.EXPECTED)) for _ in range(3)
-            ]
+            job = Job("127.0.0.1", port, _CHAT, body, clients, 2000, ceiling.EXPECTED)
+            slices = [generator.run(job) for _ in range(3)]
             found[clients] = max(len(each.latency_ms) / each.seconds for each in slices)
     return found
 
@@ -201,7 +132,7 @@ def run(folder: Path, *, quick: bool, rounds: int | None) -> Result:
             if not quick:
                 say("warming up")
                 benchmark.warm_up()
-            result = Result(before, generator.event_loop, ceilings, benchmark.cells)
+            result = Result(before, ceilings, benchmark.cells)
             wanted = rounds or (_QUICK_ROUNDS if quick else _FULL_ROUNDS)
             for number in _rounds(wanted, began, _QUICK_SECONDS if quick else _FULL_SECONDS):
                 say(f"round {number + 1}")
@@ -227,7 +158,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.front_door", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="one small round, under a minute: does it work at all?")
+    parser.add_argument("--quick", action="store_true", help="one small round: does it work at all?")
     parser.add_argument("--rounds", type=int, help="at most so many (default: as many as fit 7 minutes, up to 20)")
     parser.add_argument("--output", choices=("text", "json"), default="text")
     options = parser.parse_args()

@@ -16,7 +16,6 @@ class LoadProcess:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        self.event_loop: str = json.loads(self._read())
 
     def run(self, job: Job) -> Slice:
         """Have one job done.

@@ -1,6 +1,6 @@
 """What a result was measured on and with, so that it can be judged later; and how a benchmark speaks."""
 
-import datetime
+import datetime as dt
 import importlib.metadata
 import os
 import platform
@@ -18,7 +18,7 @@ class BenchError(Exception):
 def describe() -> dict[str, Any]:
     """Machine, versions, load and date."""
     return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": f"{os.cpu_count()} x {_cpu_name()}",
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load_average": [round(load, 2) for load in os.getloadavg()],

@@ -15,9 +15,9 @@ class Spread:
     high: float
 
     def show(self, digits: int = 2, *, signed: bool = False) -> str:
-        """`1.02 (0.99–1.05)`."""
+        """`1.02 (0.99 to 1.05)`."""
         form = f"{'+' if signed else ''}.{digits}f"
-        return f"{self.median:{form}} ({self.low:{form}}–{self.high:{form}})"
+        return f"{self.median:{form}} ({self.low:{form}} to {self.high:{form}})"
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -40,9 +40,7 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), percentile(values, 25), percentile(values, 75))
 
 
-def paired(
-    first: Sequence[float], second: Sequence[float], compare: Callable[[float, float], float]
-) -> Spread:
+def paired(first: Sequence[float], second: Sequence[float], compare: Callable[[float, float], float]) -> Spread:
     """Compare two series round by round, and only then take the median.
 
     What slows the machine for a while slows both halves of a pair, so it cancels out; it would not between the
@@ -94,4 +92,4 @@ def verdict(value: float, aim: float) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell[:1].isdigit() or cell[:1] in "+-–"
+    return cell[:1].isdigit() or cell[:1] in "+-"

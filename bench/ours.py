@@ -17,6 +17,8 @@ from bench.machine import BenchError, say
 from reconciler.core.render import MODEL_ENV, model_of
 from reconciler.demo.files import CHAT_MODEL, EMBEDDING_MODEL
 
+__all__ = ["ALIAS", "MODEL", "Engine", "Stack", "applications", "engine_of", "running"]
+
 MODEL, ALIAS = CHAT_MODEL, "chat"
 
 # What is there already the demo leaves as it is, so this keeps its second model from being loaded.

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -10,7 +11,6 @@ import yaml
 from reconciler.cli.common import ERROR, OK, PARTIAL, fail
 from reconciler.cli.show import print_json, show_problems
 from reconciler.core.desired import Desired, Snapshot, compile_desired, revision_of
-from reconciler.core.parse import Problem
 from reconciler.core.render import RenderError
 from reconciler.core.schema import json_schema
 from reconciler.host.settings import Settings
@@ -21,17 +21,18 @@ from reconciler.sources.folder import SUFFIXES, FolderSource
 
 def validate(settings: Settings, paths: tuple[Path, ...], *, output: str) -> int:
     """Check files; exit 3 where one is invalid."""
-    snapshots = [_read(path) for path in paths] or [_read(settings.models_dir)]
-    problems: list[Problem] = []
-    names: list[str] = []
-    files = 0
+    snapshots = [_read(path) for path in paths or (settings.models_dir,)]
     for snapshot in snapshots:
         if snapshot.unreadable:
             fail(snapshot.unreadable)
-        desired = _compile(settings, snapshot)
-        problems += desired.problems
-        names += desired.targets
-        files += len(snapshot.files)
+    # As one set, so that two files which claim one name are found wherever they lie.
+    whole = replace(
+        snapshots[0],
+        files={path: content for snapshot in snapshots for path, content in snapshot.files.items()},
+        problems=tuple(problem for snapshot in snapshots for problem in snapshot.problems),
+    )
+    desired = _compile(settings, whole)
+    problems, names, files = desired.problems, list(desired.targets), len(whole.files)
     if output == "json":
         rows = [
             {"path": p.path, "line": p.line, "column": p.column, "message": p.message, "hint": p.hint}

@@ -33,10 +33,6 @@ Settings come from options, RECONCILE_* variables or reconcile.toml; see docs/se
 """
 
 
-class _Settings(click.Group):
-    """A group whose options also go before or after the name of a command."""
-
-
 def _shared_options(function: Any) -> Any:  # noqa: ANN401 -- click's decorators are untyped in effect
     for option in (
         click.option(
@@ -53,7 +49,7 @@ def _shared_options(function: Any) -> Any:  # noqa: ANN401 -- click's decorators
     return function
 
 
-@click.group(cls=_Settings, invoke_without_command=True, context_settings=_CONTEXT, epilog=_EPILOG)
+@click.group(invoke_without_command=True, context_settings=_CONTEXT, epilog=_EPILOG)
 @_shared_options
 @click.option("--watch", is_flag=True, help="Stay and keep the cluster as the files want it.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")
@@ -154,15 +150,18 @@ def render(
     sys.exit(files.render(settings, names, output=output))
 
 
-@cli.command(context_settings=_CONTEXT)
-def schema() -> None:
-    r"""Print the JSON Schema of model files, for editors.
+@cli.command(
+    context_settings=_CONTEXT,
+    help="""Print the JSON Schema of model files, for editors.
 
     Save it, and put this line on top of each model file:
 
     \b
         # yaml-language-server: $schema=../schema/model.schema.json
-    """
+    """,
+)
+def schema() -> None:
+    """Print the JSON Schema."""
     from reconciler.cli import files  # noqa: PLC0415
 
     files.schema()
@@ -175,11 +174,14 @@ def schema() -> None:
 def edge(
     shared: dict[str, Any], *, verb: str, state_dir: Path | None, models_dir: Path | None, output: str
 ) -> None:
-    """Start, stop or look at the edge (HAProxy), the part of the front door that outlives the reconciler."""
+    """Start, stop or look at the edge (HAProxy), the part of the front door that outlives the reconciler.
+
+    A reconciler that runs starts it again within a second.
+    """
     from reconciler.cli import run  # noqa: PLC0415
 
     settings, output = _merged(shared, state_dir, models_dir, output)
-    sys.exit(run.edge(settings, verb))
+    sys.exit(run.edge(settings, verb, output=output))
 
 
 def _merged(
@@ -193,5 +195,12 @@ def _merged(
 
 
 def main() -> None:
-    """The entry point. Errors that an operator can do something about are one line, not a trace."""
-    cli(prog_name="reconcile")
+    """The entry point. A wrong use of the command is one line and exit 1."""
+    try:
+        sys.exit(cli.main(prog_name="reconcile", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        # Not click's 2, which here means that changes are pending.
+        sys.exit(1)
+    except click.exceptions.Abort:
+        sys.exit(130)

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -14,11 +15,10 @@ from reconciler.cli.show import print_json, show_plan, show_problems
 from reconciler.core.plan_json import plan_to_json
 from reconciler.core.render import RenderError
 from reconciler.core.turn import Options
-from reconciler.edge.edge import Edge, EdgeStartError, EdgeUnreachableError
+from reconciler.edge.edge import EdgeStartError, EdgeUnreachableError
 from reconciler.host import log as logging
 from reconciler.host.lock import AlreadyRunningError, exclusive
 from reconciler.host.settings import Settings
-from reconciler.host.templates import read_template
 from reconciler.loop import service
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
 
@@ -71,22 +71,27 @@ def watch(settings: Settings, *, allow_removals: bool, retry_failed: bool) -> in
     return OK
 
 
-def edge(settings: Settings, verb: str) -> int:
+def edge(settings: Settings, verb: str, *, output: str) -> int:
     """Start, stop or look at the edge."""
-    options = service.edge_options(settings)
-    door = Edge(options, read_template("edge.cfg.j2", settings.templates_dir))
+    return _run(_edge(settings, verb, output))
+
+
+async def _edge(settings: Settings, verb: str, output: str) -> int:
+    door = await service.find_edge(settings)
     if verb == "start":
-        started = _run(door.ensure_running())
-        click.echo("started" if started else "it runs already")
-    elif verb == "stop":
-        _run(door.stop())
-    elif not _run(door.is_running()):
-        click.echo("the edge does not run")
-        return ERROR
+        click.echo("started" if await door.ensure_running() else "it runs already")
+        return OK
+    if verb == "stop":
+        await door.stop()
+        return OK
+    running, routes = await door.is_running(), await door.routes()
+    if output == "json":
+        print_json({"running": running, "routes": routes})
     else:
-        for model, application in sorted(_run(door.routes()).items()):
+        click.echo("the edge runs" if running else "the edge does not run")
+        for model, application in sorted(routes.items()):
             click.echo(f"{model} -> {application}")
-    return OK
+    return OK if running else ERROR
 
 
 def _ask_running(settings: Settings, *, output: str, allow_removals: bool, retry_failed: bool) -> int:
@@ -95,7 +100,10 @@ def _ask_running(settings: Settings, *, output: str, allow_removals: bool, retry
             service.ask_running(settings.state_dir, allow_removals=allow_removals, retry_failed=retry_failed)
         )
     except (aiohttp.ClientError, OSError) as error:
-        fail(f"the running reconciler does not answer: {error}")
+        fail(
+            f"it does not answer ({error}). It may be another `reconcile` that converges once, or one that waits "
+            "for Ray: try again when it is done"
+        )
     plan: dict[str, Any] = outcome["plan"]  # type: ignore[assignment]
     problems: list[str] = outcome["problems"]  # type: ignore[assignment]
     if output == "json":
@@ -115,7 +123,12 @@ def _ask_running(settings: Settings, *, output: str, allow_removals: bool, retry
 
 
 def _options(settings: Settings, allow_removals: bool, retry_failed: bool) -> Options:
-    return Options(allow_removals=allow_removals, retry_failed=retry_failed, max_loads=settings.loads_at_once)
+    return Options(
+        allow_removals=allow_removals,
+        retry_failed=retry_failed,
+        asked_at=time.time(),
+        max_loads=settings.loads_at_once,
+    )
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -62,11 +62,12 @@ def show_plan(plan: Plan, *, now: float, done: bool = False) -> None:
         )
         out.print(f"[green]{'Done' if done else 'Nothing to do'}.[/] {text}")
         return
+    head = "Outcome" if done else "Plan"
     out.print(
-        f"[bold]{'Outcome' if done else 'Plan'}:[/] {number['add']} to add, {number['replace']} to replace, "
+        f"[bold]{head}:[/] {number['add']} to add, {number['replace']} to replace, "
         f"{number['update']} to update in place, {number['front door']} at the front door, "
-        f"{number['remove']} to remove; {number['held']} held, {number['refused']} refused, "
-        f"{number['unchanged']} unchanged."
+        f"{number['remove']} to remove, {number['restore']} to restore; {number['held']} held, "
+        f"{number['refused']} refused, {number['unchanged']} unchanged."
     )
 
 

@@ -10,7 +10,7 @@ Because every step is read off the observed state, a reconciler that was killed 
 """
 
 from reconciler.core.diff import in_place_changes
-from reconciler.core.plan import Do, Held, HeldKind
+from reconciler.core.plan import Action, Change, Do, Held, HeldKind
 from reconciler.core.render import Target, demand_of, with_in_place
 from reconciler.core.spec import Policy, parse_duration
 from reconciler.core.state import Application, Failure, Json, Status
@@ -75,16 +75,24 @@ def fall_back(turn: Turn, model: str, live: list[Application]) -> None:
         else:
             usable.append(app)
     usable.sort(key=lambda app: (app.name != routed, app.name not in turn.observed.ready, app.name))
+    previous = _way_back(turn, model)
     if usable:
+        if previous is not None and usable[0].name == previous["name"] != routed:
+            _note_restore(turn, model, previous, phase_of(turn, usable[0]))
         settle(turn, usable[0], usable[1:], None)
         return
-    previous = _way_back(turn, model)
     if previous is None or live:
         return
+    _note_restore(turn, model, previous, "")
     if turn.fits(demand_of(previous)):
         turn.start(model, previous["name"], previous, demand_of(previous))
     else:
         turn.step(Do.AWAIT, model, previous["name"], f"waits for room to come back; {turn.describe_free()}")
+
+
+def _note_restore(turn: Turn, model: str, previous: Json, phase: str) -> None:
+    cause = "the version that it made way for failed"
+    turn.changes.append(Change(model, Action.RESTORE, cause, new=previous["name"], phase=phase))
 
 
 def why_failed(turn: Turn, app: Application, load_timeout: float | None) -> str:
@@ -194,6 +202,8 @@ def _hold_reason(turn: Turn, target: Target, live: list[Application]) -> Held | 
     missing = turn.observed.missing_paths.get(target.path or "")
     if missing is not None:
         return Held(target.model, HeldKind.MISSING, missing, target.file)
+    if target.unsupported:
+        return Held(target.model, HeldKind.WRONG_ENGINE, target.unsupported, target.file)
     if target.spec.lifecycle.policy is Policy.MANUAL and not (live or _made_way(turn, target.model)):
         return Held(target.model, HeldKind.MANUAL, "policy manual: it is loaded by hand only", target.file)
     if turn.fits(target.demand):

@@ -1,5 +1,7 @@
 """The difference of one model as a person wants to read it: what changes, why, and at what cost."""
 
+from dataclasses import replace
+
 from reconciler.core.approach import differs_in_place, phase_of
 from reconciler.core.diff import Effect, FieldChange, config_changes, field_changes, in_place_changes
 from reconciler.core.plan import Action, Change, Order
@@ -44,7 +46,11 @@ def describe(turn: Turn, target: Target) -> Change | None:
 
 
 def _describe_running(target: Target, app: Application, record: Record | None) -> Change | None:
-    fields = field_changes(record.spec, target.fields) if record is not None else ()
+    fields = tuple(
+        # The version that runs is the wanted one, so whatever was written differently costs no engine.
+        replace(change, effect=Effect.FRONT_DOOR) if change.effect is Effect.NEW_ENGINE else change
+        for change in (field_changes(record.spec, target.fields) if record is not None else ())
+    )
     cause = f"{target.file} changed"
     if differs_in_place(app, target):
         running: Json = next(iter((app.config or {}).get("deployments", ())), {})
@@ -52,13 +58,7 @@ def _describe_running(target: Target, app: Application, record: Record | None) -
         shown = fields if in_place else (*fields, *in_place_changes(running, target.in_place))
         return Change(target.model, Action.UPDATE, cause, shown, new=app.name, file=target.file)
     if record is None or record.application != app.name:
-        return Change(
-            target.model,
-            Action.FRONT_DOOR,
-            f"it runs as {target.file} wants it; the front door takes it over",
-            new=app.name,
-            file=target.file,
-        )
+        return None
     if fields:
         return Change(target.model, Action.FRONT_DOOR, cause, fields, new=app.name, file=target.file)
     if record.file != target.file:

@@ -59,6 +59,7 @@ class HeldKind(StrEnum):
     FAILED = "failed"
     NO_ROOM = "no room"
     MISSING = "missing weights"
+    WRONG_ENGINE = "wrong engine"
     MANUAL = "manual"
 
 
@@ -122,7 +123,8 @@ class Plan:
             is what it holds already, or where a PUT has to wait.
         revision: The source's revision it was made from.
         desired_digest: Digest of the model files and settings.
-        observed_digest: Digest of the applications and routes that were observed.
+        observed_digest: Digest of the applications that were observed; a plan whose digest no longer matches is
+            stale and is not applied.
     """
 
     changes: tuple[Change, ...] = ()

@@ -6,6 +6,7 @@ difference (`describe`), and says which configurations Serve should hold after t
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 from reconciler.core.approach import approach, stay
 from reconciler.core.describe import describe
@@ -15,7 +16,7 @@ from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Plan, Step
 from reconciler.core.render import Target
 from reconciler.core.safety import refuse_removals
 from reconciler.core.spec import Policy
-from reconciler.core.state import Observed, Status
+from reconciler.core.state import Application, Observed, Status
 from reconciler.core.turn import Options, Turn
 
 
@@ -38,16 +39,13 @@ def make_plan(desired: Desired, observed: Observed, options: Options | None = No
         steps=tuple(turn.steps),
         revision=desired.revision,
         desired_digest=desired.digest,
-        observed_digest=observed_digest(observed),
+        observed_digest=observed_digest(observed.applications),
     )
 
 
-def observed_digest(observed: Observed) -> str:
+def observed_digest(applications: Mapping[str, Application]) -> str:
     """A digest of what a plan is based on; a plan whose digest no longer matches is stale."""
-    basis = {
-        "applications": {name: app.config for name, app in observed.applications.items()},
-        "routes": dict(observed.routes),
-    }
+    basis = {name: app.config for name, app in applications.items()}
     return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:12]
 
 

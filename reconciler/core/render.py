@@ -64,6 +64,8 @@ class Target:
     in_place: Json
     demand: Demand
     path: str | None = None
+    unsupported: str = ""
+    """Why the engine that is installed cannot run it; empty where it can."""
     fields: Json = field(default_factory=dict)
     """The model file's fields with every default filled in, which plans compare."""
 
@@ -108,7 +110,7 @@ class Renderer:
         variables: Json = {
             "model": fields,
             "source": path or spec.source.repo,
-            "tokenizer": spec.source.tokenizer,
+            "tokenizer": _tokenizer(spec, folder),
             "engine_kwargs": _engine_kwargs(spec, self._platform),
             "device": "cpu" if _on_cpu(spec, self._platform) else "gpu",
             "accelerator_type": demand.accelerator,
@@ -128,6 +130,7 @@ class Renderer:
             in_place=in_place,
             demand=demand,
             path=path,
+            unsupported=_unsupported(spec, self._platform),
             fields=fields,
         )
 
@@ -188,6 +191,13 @@ def with_in_place(config: Json, in_place: Json) -> Json:
     return {**config, "deployments": [in_place]}
 
 
+def _tokenizer(spec: ModelSpec, folder: str) -> str | None:
+    tokenizer = spec.source.tokenizer
+    if tokenizer is not None and tokenizer.startswith(("/", "./", "../")):
+        return posixpath.normpath(posixpath.join(folder, tokenizer))
+    return tokenizer
+
+
 def _digest(config: Json) -> str:
     frozen = {key: value for key, value in config.items() if key not in ("name", "route_prefix", "deployments")}
     canonical = json.dumps(frozen, sort_keys=True, separators=(",", ":"))
@@ -196,6 +206,17 @@ def _digest(config: Json) -> str:
 
 def _on_cpu(spec: ModelSpec, platform: Platform) -> bool:
     return platform.device == "cpu" or spec.resources.accelerator == "cpu"
+
+
+def _unsupported(spec: ModelSpec, platform: Platform) -> str:
+    wanted = spec.resources.accelerator
+    if wanted == "cpu" and platform.device == "cuda":
+        return "resources.accelerator is cpu, and the engine installed here is the GPU one (./start.sh --cpu)"
+    if wanted not in ("cpu", "auto") and platform.device == "cpu" and not platform.simulate_gpus:
+        return (
+            f"resources.accelerator is {wanted}, and the engine installed here is the CPU one (./start.sh --gpu)"
+        )
+    return ""
 
 
 def _demand(spec: ModelSpec, platform: Platform) -> Demand:

@@ -23,13 +23,13 @@ def refuse_removals(
     if unreadable:
         # No flag helps: what could not be read says nothing about what should be removed.
         return Refusal(tuple(sorted(running)), f"the model files cannot be read: {unreadable}", "")
-    if not models or allowed:
+    if allowed:
         return None
     if declared == 0:
         return Refusal(
             models, "there is no model file at all; that is more often a mistake than a wish", ALLOW_FLAG
         )
-    if 2 * len(models) > len(running):
+    if models and 2 * len(models) > len(running):
         return Refusal(
             models, f"{len(models)} of the {len(running)} models that run would go, more than half", ALLOW_FLAG
         )

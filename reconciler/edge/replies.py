@@ -25,13 +25,13 @@ _REPLIES = {
     ),
     "model_unavailable": _Reply(
         "503 Service Unavailable",
-        "service_unavailable",
+        "server_error",
         "The model did not answer. It may be restarting; try again.",
         retry=True,
     ),
     "control_plane_unavailable": _Reply(
         "503 Service Unavailable",
-        "service_unavailable",
+        "server_error",
         "The control plane is not running. Models that are loaded answer; this request needs it. Try again.",
         retry=True,
     ),

@@ -19,6 +19,7 @@ from pydantic_settings import (
 )
 
 from reconciler.host.files import write_atomic
+from reconciler.host.lock import holder
 
 _RUNNING_FILE = "running.json"
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -107,7 +108,8 @@ class Settings(BaseSettings):
 
     def remember(self) -> None:
         """Make these settings the defaults of other commands in the same state directory."""
-        write_atomic(self.state_dir / _RUNNING_FILE, self.model_dump_json(exclude_unset=True))
+        absolute = self.model_copy(update={"models_dir": self.models_dir.absolute()})
+        write_atomic(self.state_dir / _RUNNING_FILE, absolute.model_dump_json(exclude_unset=True))
 
 
 def load(**options: Any) -> Settings:  # noqa: ANN401 -- the fields of Settings
@@ -118,6 +120,8 @@ def load(**options: Any) -> Settings:  # noqa: ANN401 -- the fields of Settings
     """
     given = {key: value for key, value in options.items() if value is not None}
     settings = Settings(**given)
+    if holder(settings.state_dir) is None:
+        return settings
     running = settings.state_dir / _RUNNING_FILE
     try:
         remembered = json.loads(running.read_text(encoding="utf-8"))

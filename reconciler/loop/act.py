@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from reconciler.core.desired import Desired
 from reconciler.core.plan import Do, Plan, Step
+from reconciler.core.planner import observed_digest
 from reconciler.core.state import Application, Json, Observed, Record
 from reconciler.edge.edge import Edge
 from reconciler.host.log import get_logger
@@ -162,8 +163,7 @@ class Actor:
     async def _put(self, plan: Plan, desired: Desired, observed: Observed) -> None:
         assert plan.applications is not None
         before = {name: app.config for name, app in observed.applications.items()}
-        now = {name: app.config for name, app in applications(await self._serve.instance()).items()}
-        if now != before:
+        if observed_digest(applications(await self._serve.instance())) != plan.observed_digest:
             log.info("plan.stale", revision=plan.revision)
             return
         wanted = dict(plan.applications)

@@ -1,5 +1,7 @@
 """How other commands speak to the reconciler that runs: over a socket that only its owner can open."""
 
+import time
+
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -18,6 +20,7 @@ def control_app(loop: Loop) -> Starlette:
         options = Options(
             allow_removals=wishes.get("allow_removals") is True,
             retry_failed=wishes.get("retry_failed") is True,
+            asked_at=time.time(),
             max_loads=loop.options.max_loads,
         )
         look = await loop.reconcile_now(options)

@@ -21,8 +21,9 @@ def build_directory(desired: Desired, observed: Observed, plan: Plan, *, created
         created: Seconds since the epoch, shown as the models' creation time.
     """
     entries = [_declared(target, observed, plan, created) for target in desired.targets.values()]
-    undeclared = set(observed.routes) - set(desired.targets)
-    entries += [_undeclared(model, observed, created) for model in sorted(undeclared)]
+    alive = {app.model for app in observed.applications.values() if app.model is not None}
+    undeclared = (set(observed.routes) | alive) - set(desired.targets)
+    entries += [_undeclared(model, observed, plan, created) for model in sorted(undeclared)]
     return Directory(entries)
 
 
@@ -44,14 +45,16 @@ def _declared(target: Target, observed: Observed, plan: Plan, created: int) -> E
     )
 
 
-def _undeclared(model: str, observed: Observed, created: int) -> Entry:
+def _undeclared(model: str, observed: Observed, plan: Plan, created: int) -> Entry:
     """A model whose file is invalid or going: it keeps the aliases that were last recorded."""
     record = observed.records.get(model)
     spec = record.spec if record is not None else {}
+    application = _next_route(model, observed, plan)
     return Entry(
         name=model,
-        state=ModelState.LOADED,
-        application=observed.routes[model],
+        state=ModelState.LOADED if application is not None else ModelState.UNLOADING,
+        application=application,
+        reason="" if application is not None else "it is not declared any more",
         aliases=tuple(spec.get("aliases", ())),
         task=spec.get("task", "generate"),
         description=spec.get("description", ""),

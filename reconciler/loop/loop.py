@@ -59,6 +59,7 @@ class Loop:
         self._compiled: tuple[Snapshot, Desired] | None = None
         self._woken = asyncio.Event()
         self._settled = asyncio.Condition()
+        self._asked = asyncio.Lock()
         self._turns = 0
         self.options = options
         self.last: Look | None = None
@@ -133,19 +134,20 @@ class Loop:
 
     async def reconcile_now(self, options: Options) -> Look:
         """For `watch` in another task: wake it, and wait until it is settled with these options in force."""
-        before, self.options = self.options, options
-        try:
-            async with self._settled:
-                # The turn that runs now may have read the files before we were asked.
-                since = self._turns
-                self.wake()
-                await self._settled.wait_for(
-                    lambda: self._turns >= since + 2 and self.last is not None and self.last.plan.settled
-                )
-        finally:
-            self.options = before
-        assert self.last is not None
-        return self.last
+        async with self._asked:
+            before, self.options = self.options, options
+            try:
+                async with self._settled:
+                    # The turn that runs now may have read the files before we were asked.
+                    since = self._turns
+                    self.wake()
+                    await self._settled.wait_for(
+                        lambda: self._turns >= since + 2 and self.last is not None and self.last.plan.settled
+                    )
+            finally:
+                self.options = before
+            assert self.last is not None
+            return self.last
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -13,7 +13,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from reconciler.activator.app import Activator
 from reconciler.activator.server import serve, serve_unix
 from reconciler.core.turn import Options
-from reconciler.edge.edge import Edge
+from reconciler.edge.edge import Edge, EdgeStartError
 from reconciler.edge.options import EdgeOptions
 from reconciler.host.log import get_logger
 from reconciler.host.settings import Settings
@@ -53,9 +53,9 @@ async def assembled(settings: Settings, options: Options, *, with_activator: boo
     """A reconciler that is ready to look, and where wanted to act."""
     memory = Memory(settings.state_dir)
     async with ServeClient(settings.ray_dashboard, settings.ray_token_path) as client:
-        host, port = await _serve_address(client, settings)
-        serve_url = f"http://{host}:{port}"
-        edge = Edge(edge_options(settings, host, port), read_template("edge.cfg.j2", settings.templates_dir))
+        port = await _serve_port(client, settings)
+        serve_url = f"http://{settings.serve_host}:{port}"
+        edge = make_edge(settings, port)
         activator = Activator(serve_url)
         observer = Observer(
             client,
@@ -84,16 +84,33 @@ async def assembled(settings: Settings, options: Options, *, with_activator: boo
             await actor.close()
 
 
-def edge_options(settings: Settings, serve_host: str | None = None, serve_port: int | None = None) -> EdgeOptions:
-    """The edge's options for these settings."""
-    return EdgeOptions(
-        folder=settings.state_dir.absolute() / "edge",
-        listen_host=settings.listen_host,
-        listen_port=settings.listen_port,
-        activator_port=settings.activator_port,
-        serve_host=serve_host or settings.serve_host,
-        serve_port=serve_port or settings.serve_port,
-    )
+def make_edge(settings: Settings, serve_port: int) -> Edge:
+    """The edge for these settings, in front of the Serve that listens on `serve_port`.
+
+    Raises:
+        EdgeStartError: The settings or the template make no configuration.
+    """
+    try:
+        options = EdgeOptions(
+            folder=settings.state_dir.absolute() / "edge",
+            listen_host=settings.listen_host,
+            listen_port=settings.listen_port,
+            activator_port=settings.activator_port,
+            serve_host=settings.serve_host,
+            serve_port=serve_port,
+        )
+        return Edge(options, read_template("edge.cfg.j2", settings.templates_dir))
+    except ValueError as error:
+        raise EdgeStartError(f"the edge cannot be configured: {error}") from error
+
+
+async def find_edge(settings: Settings) -> Edge:
+    """The edge as the reconciler would run it; where Serve cannot be asked for its port, by the settings."""
+    try:
+        async with ServeClient(settings.ray_dashboard, settings.ray_token_path, timeout=5) as client:
+            return make_edge(settings, await _serve_port(client, settings))
+    except ServeUnreachableError:
+        return make_edge(settings, settings.serve_port)
 
 
 async def look_once(settings: Settings, options: Options) -> Look:
@@ -185,8 +202,7 @@ async def ask_running(state_dir: Path, *, allow_removals: bool, retry_failed: bo
         return outcome
 
 
-async def _serve_address(client: ServeClient, settings: Settings) -> tuple[str, int]:
+async def _serve_port(client: ServeClient, settings: Settings) -> int:
     """Where Serve's HTTP proxy listens; a Serve that runs already keeps its own port."""
     options = (await client.instance()).get("http_options") or {}
-    host = settings.serve_host
-    return host, int(options.get("port") or settings.serve_port)
+    return int(options.get("port") or settings.serve_port)

@@ -57,6 +57,7 @@ class Stack:
             "PYTHONPATH": str(Path(__file__).parent),
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._settled_before = 0
 
     # --- starting and stopping ----------------------------------------------------------------------------
 
@@ -149,6 +150,7 @@ class Stack:
 
     def write(self, name: str, text: str) -> None:
         """Save a model file as a careful editor does: a temporary file, then a rename."""
+        self._settled_before = len(self.events("reconcile.settled"))
         temporary = self.models / f".{name}.tmp"
         temporary.write_text(text)
         temporary.rename(self.models / f"{name}.yaml")
@@ -172,16 +174,17 @@ class Stack:
         return [json.loads(line) for line in lines if line.startswith("{") and f'"event": "{name}"' in line]
 
     def wait_loaded(self, *models: str) -> None:
-        """Wait until the reconciler reports these as loaded and in sync."""
-
-        def loaded() -> bool:
-            rows = self.status()
-            return all(
-                rows.get(model, {}).get("state") == "loaded" and rows[model]["sync"] == "in sync"
-                for model in models
-            )
-
-        self.wait_for(loaded, f"{', '.join(models)} loaded", LOAD_SECONDS, pause=1.0)
+        """Wait until the reconciler has settled since the last `write`; then these are loaded and in sync."""
+        # By the log, not by asking `reconcile status` again and again: that would take the core the load needs.
+        self.wait_for(
+            lambda: len(self.events("reconcile.settled")) > self._settled_before,
+            f"settled with {', '.join(models)}",
+            LOAD_SECONDS,
+            pause=0.5,
+        )
+        rows = self.status()
+        states = {model: (rows[model]["state"], rows[model]["sync"]) for model in models}
+        assert set(states.values()) == {("loaded", "in sync")}, states
 
     def wait_for(
         self, condition: Callable[[], bool], what: str, seconds: float = 60.0, *, pause: float = 0.2

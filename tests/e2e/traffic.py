@@ -27,7 +27,7 @@ class Traffic:
         tokens: Length of one answer.
     """
 
-    def __init__(self, url: str, models: list[str], *, tokens: int = 48) -> None:
+    def __init__(self, url: str, models: list[str], *, tokens: int = 24) -> None:
         self._url = url
         self._tokens = tokens
         self._stop = threading.Event()
@@ -78,4 +78,5 @@ class Traffic:
             except Exception as error:  # noqa: BLE001 -- whatever it is, it is what the test is about
                 tally.failures.append(f"{started}-{time.strftime('%H:%M:%S')} {model}: {error!r}")
                 await asyncio.sleep(0.2)
-            await asyncio.sleep(0.05)
+            # Two cores also have to load models meanwhile: constant traffic, not saturation.
+            await asyncio.sleep(0.3)

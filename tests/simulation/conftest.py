@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from reconciler.loop import memory
+
 from .world import World
 
 

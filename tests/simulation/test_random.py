@@ -16,7 +16,7 @@ from reconciler.core.turn import Options
 
 from .world import BUILD, MUTE, REPLICA, TEMPLATE, World, model_file, show
 
-SEEDS = int(os.environ.get("RECONCILE_SIMULATION_SEEDS", "300"))
+SEEDS = int(os.environ.get("RECONCILE_SIMULATION_SEEDS", "200"))
 FIRST_SEED = int(os.environ.get("RECONCILE_SIMULATION_FIRST_SEED", "0"))
 BATCH = 25
 NAMES = "abcd"

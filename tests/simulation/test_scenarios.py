@@ -46,8 +46,10 @@ def test_the_first_load_is_an_add_that_ends_with_traffic(make_world: MakeWorld) 
     assert world.plan().unchanged == ("a",)
 
 
-def test_an_empty_world_without_files_is_converged(make_world: MakeWorld) -> None:
-    assert converged(make_world())
+def test_no_file_at_all_is_refused_even_where_nothing_runs_and_nothing_is_done(make_world: MakeWorld) -> None:
+    world = make_world()
+    assert show(world.settle()) == ["refused "]
+    assert world.writes == 0
 
 
 def test_a_new_engine_comes_beside_and_the_old_one_goes_when_its_last_request_ended(world: World) -> None:
@@ -412,7 +414,7 @@ def test_a_neighbour_s_room_is_no_room(make_world: MakeWorld) -> None:
 
 
 def test_shares_that_lie_scattered_cost_a_load_timeout_and_no_model(make_world: MakeWorld) -> None:
-    """Half of each of two GPUs is free, which nobody can see: a whole one is waited for in vain, but not for ever."""
+    """Half of each of two GPUs is free, which nobody sees: a whole one is waited for in vain, not for ever."""
     world = make_world(gpus=2)
     world.edit(a=model_file(share=0.5), b=model_file(share=0.5), c=model_file(share=0.5), d=model_file(share=0.5))
     world.settle()
@@ -508,7 +510,7 @@ def test_foreign_applications_are_in_every_put_verbatim_and_imperative_ones_in_n
 def test_a_foreign_application_alone_is_no_reason_to_put(make_world: MakeWorld) -> None:
     world = make_world()
     world.add("theirs", FOREIGN)
-    assert converged(world)
+    world.settle()
     assert world.puts == []
 
 
@@ -654,9 +656,10 @@ def test_a_lost_memory_costs_words_and_no_model(world: World) -> None:
     (world.folder / "records.json").write_text("{not json")
     world.start_process()
     apps = dict(world.apps)
-    assert show(world.plan()) == ["» a", "» b", "» c"]
+    assert show(world.plan()) == []
     assert converged(world)
     assert world.apps == apps
+    assert sorted(world.memory.records) == ["a", "b", "c"]
 
 
 def test_lost_routes_are_set_again_after_a_probe(world: World) -> None:

@@ -84,7 +84,10 @@ def test_a_setting_in_place_is_an_update() -> None:
 def test_settings_that_differ_though_no_file_changed_are_named_as_serve_has_them() -> None:
     observed = running(target())
     (app,) = observed.applications.values()
-    config = {**(app.config or {}), "deployments": [{**target().in_place, "health_check_period_s": 99, "extra": 1}]}
+    config = {
+        **(app.config or {}),
+        "deployments": [{**target().in_place, "health_check_period_s": 99, "extra": 1}],
+    }
     observed = dataclasses.replace(observed, applications={app.name: dataclasses.replace(app, config=config)})
     found = change(target(), observed)
     assert found is not None
@@ -94,11 +97,8 @@ def test_settings_that_differ_though_no_file_changed_are_named_as_serve_has_them
     ]
 
 
-def test_what_nobody_recorded_is_taken_over() -> None:
-    found = change(target(), running(target(), records={}))
-    assert found is not None
-    assert (found.action, found.fields) == (Action.FRONT_DOOR, ())
-    assert "takes it over" in found.cause
+def test_what_nobody_recorded_is_no_change() -> None:
+    assert change(target(), running(target(), records={})) is None
 
 
 def test_a_change_of_the_template_is_not_blamed_on_the_file() -> None:
@@ -124,7 +124,9 @@ def test_an_argument_from_the_allowed_list_is_blamed_on_the_file() -> None:
 def test_the_plan_for_machines_has_a_version_and_its_base() -> None:
     found = change(target(task="embed"), running(target()))
     assert found is not None
-    plan = Plan(changes=(found,), refused=(Refusal(("b",), "why", "--flag"),), desired_digest="d", observed_digest="o")
+    plan = Plan(
+        changes=(found,), refused=(Refusal(("b",), "why", "--flag"),), desired_digest="d", observed_digest="o"
+    )
     data = json.loads(json.dumps(plan_to_json(plan)))
     assert data["format_version"] == 1
     assert data["base"] == {"desired": "d", "observed": "o"}

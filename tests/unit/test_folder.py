@@ -76,11 +76,11 @@ async def test_a_folder_that_is_none_is_unreadable(tmp_path: Path, kind: str) ->
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 async def test_a_folder_that_may_not_be_read_is_unreadable(folder: Path) -> None:
-    folder.chmod(0)
+    folder.chmod(0)  # noqa: ASYNC240 -- a test
     try:
         assert "Permission denied" in (await read(folder)).unreadable
     finally:
-        folder.chmod(0o700)
+        folder.chmod(0o700)  # noqa: ASYNC240 -- a test
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -1,6 +1,7 @@
 """From a model file to an application: what is escaped, what the digest depends on, what is read back."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -196,9 +197,8 @@ def test_settings_in_place_touch_nothing_else() -> None:
     ],
 )
 def test_a_template_that_fails_says_why(template: str, words: str) -> None:
-    with pytest.raises(RenderError, match=".*") as caught:
+    with pytest.raises(RenderError, match=re.escape(words)):
         compiled(Renderer(template, Platform()))
-    assert words in str(caught.value)
 
 
 def test_a_template_that_is_none_is_refused_at_once() -> None:

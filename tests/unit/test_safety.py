@@ -36,5 +36,5 @@ def test_what_cannot_be_read_removes_nothing_whatever_the_flag(running: set[str]
     assert "no such folder" in refusal.reason
 
 
-def test_nothing_to_remove_is_never_refused() -> None:
-    assert refuse_removals([], ["a"], declared=0, unreadable="", allowed=False) is None
+def test_nothing_to_remove_is_not_refused_where_something_is_declared() -> None:
+    assert refuse_removals([], ["a"], declared=1, unreadable="", allowed=False) is None

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from reconciler.host.lock import exclusive
 from reconciler.host.settings import Settings, load
 
 
@@ -63,7 +64,8 @@ def test_what_runs_is_the_default_of_other_commands_and_everything_else_goes_bef
 ) -> None:
     load(serve_port=1, listen_port=2, activator_port=3, ray_dashboard="http://h:1", log_level="debug").remember()
     monkeypatch.setenv("RECONCILE_LISTEN_PORT", "20")
-    settings = load(activator_port=30)
+    with exclusive(Path(".reconcile")):
+        settings = load(activator_port=30)
     assert (settings.serve_port, settings.listen_port, settings.activator_port) == (1, 20, 30)
     assert settings.ray_dashboard == "http://h:1"
     assert settings.log_level == "info"
@@ -71,22 +73,29 @@ def test_what_runs_is_the_default_of_other_commands_and_everything_else_goes_bef
 
 def test_what_runs_elsewhere_is_no_default() -> None:
     load(serve_port=1, state_dir=Path("there")).remember()
+    with exclusive(Path("there")):
+        assert load().serve_port == 8100
+        assert load(state_dir=Path("there")).serve_port == 1
+        assert load(state_dir=Path("there")).state_dir == Path("there")
+
+
+def test_what_no_longer_runs_is_no_default() -> None:
+    load(serve_port=1).remember()
     assert load().serve_port == 8100
-    assert load(state_dir=Path("there")).serve_port == 1
-    assert load(state_dir=Path("there")).state_dir == Path("there")
 
 
 def test_what_is_remembered_is_private_and_only_what_was_set() -> None:
     load(serve_port=1).remember()
     file = Path(".reconcile/running.json")
-    assert json.loads(file.read_text()) == {"serve_port": 1}
+    assert json.loads(file.read_text()) == {"serve_port": 1, "models_dir": str(Path("models.d").absolute())}
     assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_damaged_memory_of_settings_is_no_memory() -> None:
     Path(".reconcile").mkdir()
     Path(".reconcile/running.json").write_text("{")
-    assert load().serve_port == 8100
+    with exclusive(Path(".reconcile")):
+        assert load().serve_port == 8100
 
 
 def test_loads_at_once_are_at_least_one() -> None:
