@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -131,16 +132,32 @@ class Stack:
             timeout=LOAD_SECONDS * 2,
         )
 
-    def plan(self) -> tuple[dict[str, Any], int]:
-        """What a dry run says, and its exit code."""
-        result = self.reconcile("--dry-run", "--detailed-exitcode", "--output", "json")
+    def plan(self, edits: dict[str, str | None] | None = None) -> tuple[dict[str, Any], int]:
+        """What a dry run says, and its exit code.
+
+        Args:
+            edits: Files to change (None: to delete) in a copy of the model files: the plan before the edit is made,
+                which the reconciler that watches would carry out at once.
+        """
+        arguments = ["--dry-run", "--detailed-exitcode", "--output", "json"]
+        if edits is not None:
+            copy = self.folder / "preview" / self.models.name
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(self.models, copy)
+            for name, text in edits.items():
+                if text is None:
+                    (copy / f"{name}.yaml").unlink()
+                else:
+                    (copy / f"{name}.yaml").write_text(text)
+            arguments += ["--models-dir", str(copy)]
+        result = self.reconcile(*arguments)
         assert result.stdout, result.stderr
         plan: dict[str, Any] = json.loads(result.stdout)["plan"]
         return plan, result.returncode
 
-    def planned(self) -> dict[str, str]:
+    def planned(self, edits: dict[str, str | None] | None = None) -> dict[str, str]:
         """Model to action, as a dry run announces."""
-        return {change["model"]: change["action"] for change in self.plan()[0]["changes"]}
+        return {change["model"]: change["action"] for change in self.plan(edits)[0]["changes"]}
 
     def status(self) -> dict[str, dict[str, Any]]:
         """`reconcile status`, by model."""

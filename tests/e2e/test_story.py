@@ -168,8 +168,9 @@ def test_edits_under_load_and_kills_in_the_middle(stack: Stack) -> None:
     engine is never touched, and nothing is ever loaded twice.
     """
     steady = "steady"
-    stack.write(steady, chat_file(stack, steady))
-    assert stack.planned() == {steady: "add"}
+    added = chat_file(stack, steady)
+    assert stack.planned({steady: added}) == {steady: "add"}
+    stack.write(steady, added)
     stack.wait_loaded(steady)
     pids = stack.status()[steady]["pids"]
 
@@ -189,37 +190,46 @@ def test_edits_under_load_and_kills_in_the_middle(stack: Stack) -> None:
         starts = len(stack.events("model.start"))
         text = (stack.models / f"{CHAT}.yaml").read_text()
         assert "max_model_len: 512" in text
-        stack.write(CHAT, text.replace("max_model_len: 512", "max_model_len: 384"))
-        assert stack.planned() == {CHAT: "replace"}
+        changed = text.replace("max_model_len: 512", "max_model_len: 384")
+        plan, code = stack.plan({CHAT: changed})
+        assert [(c["model"], c["action"], c["order"]) for c in plan["changes"]] == [(CHAT, "replace", "beside")]
+        assert [(f["path"], f["effect"]) for f in plan["changes"][0]["fields"]] == [
+            ("engine.max_model_len", "new engine")
+        ]
+        assert code == 2, "changes are pending"
+        stack.write(CHAT, changed)
         stack.wait_for(lambda: len(stack.events("model.start")) > starts, "the new version starts")
         crash_and_return("while the new version loads")
         stack.wait_loaded(CHAT)
         new = stack.status()[CHAT]["application"]
-        assert new != old
+        assert (old, new) == (plan["changes"][0]["old"], plan["changes"][0]["new"])
         assert [e["application"] for e in stack.events("model.start")][starts:] == [new], "loaded twice"
 
         # 2. A third model is added.
-        stack.write("third", chat_file(stack, "third", context=256))
-        assert stack.planned() == {"third": "add"}
+        third_file = chat_file(stack, "third", context=256)
+        assert stack.planned({"third": third_file}) == {"third": "add"}
+        stack.write("third", third_file)
         stack.wait_for(lambda: len(stack.events("model.start")) > starts + 1, "the third model starts")
         crash_and_return("while the third model loads")
         stack.wait_loaded("third")
         assert len(stack.events("model.start")) == starts + 2, "loaded twice"
 
         # 3. A fourth with a broken path is added: held and explained, and nothing else happens.
-        stack.write("fourth", chat_file(stack, "fourth", path="/nowhere/at/all"))
-        plan, code = stack.plan()
+        broken = chat_file(stack, "fourth", path="/nowhere/at/all")
+        plan, code = stack.plan({"fourth": broken})
         assert ([held["model"] for held in plan["held"]], plan["changes"], code) == (["fourth"], [], 3)
         assert "/nowhere/at/all" in plan["held"][0]["reason"]
+        stack.write("fourth", broken)
         crash_and_return("with a broken file")
         stack.wait_for(lambda: stack.status()["fourth"]["state"] == "failed", "the broken one is reported")
         _expect_unavailable(stack, "fourth", "/nowhere/at/all")
 
         # 4. The second gets an alias: no engine is touched.
-        stack.write(steady, chat_file(stack, steady, more="aliases: [steady-alias]\n"))
-        plan, _ = stack.plan()
+        aliased = chat_file(stack, steady, more="aliases: [steady-alias]\n")
+        plan, _ = stack.plan({steady: aliased})
         assert [(c["model"], c["action"]) for c in plan["changes"]] == [(steady, "front door")]
         assert [f["path"] for f in plan["changes"][0]["fields"]] == ["aliases"]
+        stack.write(steady, aliased)
         stack.wait_for(lambda: _chats(stack, "steady-alias"), "the alias answers")
         crash_and_return("after an alias")
         stack.wait_for(lambda: _chats(stack, "steady-alias"), "the alias answers")
@@ -227,6 +237,7 @@ def test_edits_under_load_and_kills_in_the_middle(stack: Stack) -> None:
         # 5. One file is made invalid: its model stays as it is.
         third = stack.status()["third"]["application"]
         stack.write("third", "name: third\nsource: {path: x}\nengine: {max_model_len: lots}\n")
+        # Nothing is carried out for an invalid file, so there is time to look at the plan afterwards.
         result = stack.reconcile("--dry-run", "--output", "json")
         dry = json.loads(result.stdout)
         assert result.returncode == 3
@@ -238,9 +249,9 @@ def test_edits_under_load_and_kills_in_the_middle(stack: Stack) -> None:
         assert _chats(stack, "third")
 
         # 6. One is deleted (the invalid one, after it was mended).
-        stack.write("third", chat_file(stack, "third", context=256))
+        stack.write("third", third_file)
+        assert stack.planned({"third": None}) == {"third": "remove"}
         (stack.models / "third.yaml").unlink()
-        assert stack.planned() == {"third": "remove"}
         stack.wait_for(lambda: bool(stack.events("traffic.stopped")), "the third loses its traffic")
         crash_and_return("while the third is removed")
         stack.wait_for(lambda: "third" not in stack.status(), "the third is gone", 90)
@@ -302,9 +313,9 @@ def test_without_room_for_two_the_old_version_goes_first_and_comes_back(stack: S
     stack.wait_loaded("solo")
     first = stack.status()["solo"]["application"]
 
-    stack.write("solo", gpu_file(640))
-    plan, _ = stack.plan()
+    plan, _ = stack.plan({"solo": gpu_file(640)})
     assert [(c["model"], c["action"], c["order"]) for c in plan["changes"]] == [("solo", "replace", "in turn")]
+    stack.write("solo", gpu_file(640))
     stack.wait_loaded("solo")
     second = stack.status()["solo"]["application"]
     assert second != first
@@ -325,10 +336,8 @@ def test_without_room_for_two_the_old_version_goes_first_and_comes_back(stack: S
     attempts = len(stack.events("model.failed"))
 
     # A second model of 0.75 GPU has no room at all, and is told so instead of waiting for ever.
-    stack.write("other", gpu_file(512).replace("name: solo", "name: other"))
-    plan, _ = stack.plan()
+    plan, _ = stack.plan({"other": gpu_file(512).replace("name: solo", "name: other")})
     assert ("other", "no room") in [(held["model"], held["kind"]) for held in plan["held"]]
-    (stack.models / "other.yaml").unlink()
 
     # Back to what works: nothing is started, because it runs.
     stack.write("solo", gpu_file(640))
