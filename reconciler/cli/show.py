@@ -44,9 +44,9 @@ def show_problems(problems: Iterable[Problem]) -> None:
         out.print(f"[red]error[/] {escape(str(problem))}")
 
 
-def show_plan(plan: Plan, *, now: float, done: bool = False) -> None:
+def show_plan(plan: Plan, *, now: float, done: bool = False, out: Console | None = None) -> None:
     """The plan: what changes and why, what is held, what is refused, and one line of summary."""
-    out = console()
+    out = out or console()
     for change in plan.changes:
         _show_change(out, change)
     for held in plan.held:

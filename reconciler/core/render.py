@@ -137,7 +137,7 @@ class Renderer:
     def _render(self, spec: ModelSpec, variables: Mapping[str, Any]) -> Json:
         try:
             text = self._template.render(variables)
-        except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
+        except Exception as error:  # a template is a program: it can raise anything
             raise RenderError(f"application.json.j2 failed on model {spec.name}: {error}") from error
         try:
             config = json.loads(text)

@@ -7,6 +7,7 @@ being complete.
 
 import asyncio
 import contextlib
+import logging
 from dataclasses import dataclass
 
 from reconciler.core.desired import Desired, Snapshot, compile_desired
@@ -15,6 +16,7 @@ from reconciler.core.planner import make_plan
 from reconciler.core.render import Renderer
 from reconciler.core.state import Observed
 from reconciler.core.turn import Options
+from reconciler.edge.edge import EdgeUnreachableError
 from reconciler.host.log import get_logger
 from reconciler.loop.act import Actor
 from reconciler.loop.front_door import FrontDoor
@@ -28,6 +30,8 @@ log = get_logger()
 
 BUSY_SECONDS = 0.5
 """Pause between turns while something is under way."""
+_EXPECTED = (ServeUnreachableError, ServeRefusedError, EdgeUnreachableError, OSError)
+"""What a turn may meet in a world that is not well. Anything else is a fault of ours, logged with its trace."""
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0)
 
 
@@ -121,11 +125,17 @@ class Loop:
         while True:
             try:
                 look = await self.turn(actor, front_door, reporter)
-            except (ServeUnreachableError, ServeRefusedError) as error:
-                # What serves goes on serving; a look that failed is no reason to change anything.
+            except Exception as error:  # whatever it is: what serves goes on serving, and so do we
                 failures += 1
                 pause = _RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1]
-                log.warning("turn.failed", reason=str(error), next_try_in_seconds=pause)
+                expected = isinstance(error, _EXPECTED)
+                log.log(
+                    logging.WARNING if expected else logging.ERROR,
+                    "turn.failed",
+                    reason=str(error) or type(error).__name__,
+                    next_try_in_seconds=pause,
+                    exc_info=None if expected else error,
+                )
                 await self._pause(pause)
                 continue
             failures = 0

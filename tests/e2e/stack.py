@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LOAD_SECONDS = 240.0
+LOAD_SECONDS = 420.0
 """How long a load may take here before a test gives up: two cores are shared by everything."""
 
 
@@ -136,7 +136,7 @@ class Stack:
         """What a dry run says, and its exit code.
 
         Args:
-            edits: Files to change (None: to delete) in a copy of the model files: the plan before the edit is made,
+            edits: Files to change (None: to delete) in a copy of the model files: the plan before the edit,
                 which the reconciler that watches would carry out at once.
         """
         arguments = ["--dry-run", "--detailed-exitcode", "--output", "json"]

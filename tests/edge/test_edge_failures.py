@@ -17,7 +17,7 @@ async def test_without_the_activator_a_cold_model_is_a_503_to_be_tried_again() -
             assert headers["retry-after"] == "5"
             assert headers["x-request-id"]
             error = envelope(body)
-            assert (error["type"], error["code"]) == ("service_unavailable", "control_plane_unavailable")
+            assert (error["type"], error["code"]) == ("server_error", "control_plane_unavailable")
         assert await home.ask() == ("serve", f"/app-m{CHAT}")  # what is hot goes on answering
 
 
