@@ -317,6 +317,8 @@ ray_environment() {
     # Every change of the set of applications reloads Serve's HAProxy, which cuts what is in flight in the old process
     # after this long (120 s by default). No stream may be cut because another model came or went.
     export RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S=3600
+    # Ray runs its workers, so the engines, at nice 15; behind everything else on the machine is no place for them.
+    export RAY_worker_niceness=0
     export VLLM_NO_USAGE_STATS=1
     export DO_NOT_TRACK=1
     unset PYTHONDONTWRITEBYTECODE # the second start of a model is faster when the first may keep its bytecode

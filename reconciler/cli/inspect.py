@@ -68,6 +68,7 @@ def _status_rows(look: Look) -> list[dict[str, Any]]:
                 "health": app.status.value if app is not None else None,
                 "replicas": _replicas(app.replicas if app is not None else ()),
                 "in_flight": in_flight.get(routed or "", 0) if in_flight is not None else None,
+                "idle_seconds": look.observed.idle_seconds.get(routed or ""),
                 "file": target.file if target is not None else (record.file if record is not None else None),
                 "revision": look.desired.revision,
                 "pids": [replica.pid for replica in app.replicas] if app is not None else [],

@@ -120,6 +120,7 @@ class Observed:
         nodes: The cluster's nodes; empty where only CPUs are used.
         routes: Model name to application, as the edge routes now.
         in_flight: Requests in flight by application; None when that could not be read, which counts as in use.
+        idle_seconds: Seconds since an application's last request ended, where it ever had one; 0 while in use.
         ready: Applications that answered a real request since they came up.
         probing: Applications that are being asked such a request right now.
         unanswered: Applications that came up and did not answer, with what they said instead.
@@ -136,6 +137,7 @@ class Observed:
     nodes: tuple[Node, ...] = ()
     routes: Mapping[str, str] = field(default_factory=dict)
     in_flight: Mapping[str, int] | None = field(default_factory=dict)
+    idle_seconds: Mapping[str, float] = field(default_factory=dict)
     ready: frozenset[str] = frozenset()
     probing: frozenset[str] = frozenset()
     unanswered: Mapping[str, str] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     serve_port: Port = 8100
     """Port of Serve's HTTP proxy."""
     listen_host: str = "127.0.0.1"
-    """Address of the front door."""
+    """Address of the front door; loopback only, because it checks no keys yet."""
     listen_port: Port = 4000
     """Port of the front door."""
     activator_port: Port = 4001
@@ -80,6 +80,16 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = "auto"
     """auto: text on a terminal, JSON lines elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("listen_host")
+    @classmethod
+    def _only_loopback(cls, host: str) -> str:
+        # The front door checks no keys yet, so it may not be reachable from elsewhere.
+        if host not in ("localhost", "::1") and not host.startswith("127."):
+            raise ValueError(
+                f"{host} is not loopback, and the front door checks no keys: put a proxy that does in front"
+            )
+        return host
 
     @classmethod
     def settings_customise_sources(

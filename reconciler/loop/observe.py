@@ -25,6 +25,9 @@ class InFlightCounter(Protocol):
     def in_flight(self) -> Mapping[str, int]:
         """Requests in flight by application."""
 
+    def idle_seconds(self) -> Mapping[str, float]:
+        """Seconds since the last request ended, by application."""
+
 
 class Observer:
     """Looks at the world.
@@ -64,12 +67,14 @@ class Observer:
         instance = await self._serve.instance()
         routes = await self._edge.routes()
         apps = self._memory.see(applications(instance), routes)
+        in_flight, idle = await self._usage()
         return Observed(
             applications=apps,
             serve=serve_settings(instance),
             nodes=await self._nodes(apps),
             routes=routes,
-            in_flight=await self._in_flight(),
+            in_flight=in_flight,
+            idle_seconds=idle,
             ready=frozenset(self._memory.ready),
             probing=frozenset(self._memory.probing),
             unanswered=dict(self._memory.unanswered),
@@ -91,16 +96,20 @@ class Observer:
         scale = settled / foreign if foreign else 0.0
         return tuple(dataclasses.replace(node, gpus_foreign=node.gpus_foreign * scale) for node in found)
 
-    async def _in_flight(self) -> dict[str, int] | None:
+    async def _usage(self) -> tuple[dict[str, int] | None, dict[str, float]]:
+        """Requests in flight and seconds since the last, by application, over both halves of the front door."""
         try:
             usage = await self._edge.usage()
         except EdgeUnreachableError:
-            return None
+            return None, {}
         counts = {name: use.in_flight for name, use in usage.items()}
+        idle = {name: use.idle_seconds for name, use in usage.items() if use.idle_seconds is not None}
         if self._activator is not None:
             for name, count in self._activator.in_flight().items():
                 counts[name] = counts.get(name, 0) + count
-        return counts
+            for name, seconds in self._activator.idle_seconds().items():
+                idle[name] = min(seconds, idle.get(name, seconds))
+        return counts, idle
 
 
 def _missing_paths(desired: Desired) -> dict[str, str]:
