@@ -79,4 +79,4 @@ class Traffic:
                 tally.failures.append(f"{started}-{time.strftime('%H:%M:%S')} {model}: {error!r}")
                 await asyncio.sleep(0.2)
             # Two cores also have to load models meanwhile: constant traffic, not saturation.
-            await asyncio.sleep(0.7)
+            await asyncio.sleep(1.5)
