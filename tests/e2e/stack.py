@@ -52,7 +52,7 @@ class Stack:
             "RECONCILE_RAY_ARGS": "--num-gpus=1",
             "RECONCILE_SIMULATE_GPUS": "1",
             "RECONCILE_CPU_THREADS": "1",
-            "RECONCILE_MAX_LOADS": "1",
+            "RECONCILE_MAX_LOADS": "2",
             "HF_HUB_OFFLINE": "1",
             # For the foreign application, which Ray imports by name.
             "PYTHONPATH": str(Path(__file__).parent),
