@@ -109,7 +109,7 @@ def test_nothing_listens_beyond_loopback(stack: Stack) -> None:
         for connection in process.net_connections(kind="inet")
         if connection.status == psutil.CONN_LISTEN and connection.laddr.ip not in ("127.0.0.1", "::1")
     ]
-    # One gRPC port of each Serve replica that no setting binds to loopback; it asks for the token (docs/security.md).
+    # One gRPC port of each replica, which no setting binds to loopback; it asks for the token (docs/security.md).
     unexpected = [line for line in exposed if not line.startswith("ray::ServeRepli")]
     assert unexpected == []
 
