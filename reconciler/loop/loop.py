@@ -7,7 +7,6 @@ being complete.
 
 import asyncio
 import contextlib
-import logging
 from dataclasses import dataclass
 
 from reconciler.core.desired import Desired, Snapshot, compile_desired
@@ -126,16 +125,12 @@ class Loop:
             try:
                 look = await self.turn(actor, front_door, reporter)
             except Exception as error:  # whatever it is: what serves goes on serving, and so do we
+                pause = _RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)]
                 failures += 1
-                pause = _RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1]
-                expected = isinstance(error, _EXPECTED)
-                log.log(
-                    logging.WARNING if expected else logging.ERROR,
-                    "turn.failed",
-                    reason=str(error) or type(error).__name__,
-                    next_try_in_seconds=pause,
-                    exc_info=None if expected else error,
-                )
+                if isinstance(error, _EXPECTED):
+                    log.warning("turn.failed", reason=str(error), next_try_in_seconds=pause)
+                else:
+                    log.exception("turn.crashed", reason=repr(error), next_try_in_seconds=pause)
                 await self._pause(pause)
                 continue
             failures = 0
