@@ -46,6 +46,10 @@ class Ledger:
                 return True
         return False
 
+    def fits(self, demand: Demand) -> bool:
+        """There is room for `demand`; nothing is taken."""
+        return demand.gpus <= 0 or any(_choose(each, demand) is not None for each in self._candidates(demand))
+
     def describe_free(self) -> str:
         """The free shares in words, such as `1.00 + 0.25 GPU free`."""
         shares = sorted((device.free for device in self._devices if device.free > _EPSILON), reverse=True)

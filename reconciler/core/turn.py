@@ -79,7 +79,7 @@ class Turn:
 
     def fits(self, demand: Demand) -> bool:
         """There is room beside everything that is there."""
-        return demand.gpus <= 0 or self._copy_ledger().take(demand)
+        return self._ledger.fits(demand)
 
     def fits_without(self, demand: Demand, names: Iterable[str]) -> bool:
         """There would be room if `names` were gone."""
