@@ -4,6 +4,7 @@ The tests of this file stand in an order: each starts from where the one before 
 """
 
 import asyncio
+import ipaddress
 import json
 import os
 import signal
@@ -107,7 +108,7 @@ def test_nothing_listens_beyond_loopback(stack: Stack) -> None:
         f"{process.name()} ({process.pid}) on {connection.laddr.ip}:{connection.laddr.port}"
         for process in ours
         for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip not in ("127.0.0.1", "::1")
+        if connection.status == psutil.CONN_LISTEN and not _is_loopback(connection.laddr.ip)
     ]
     # One gRPC port of each replica, which no setting binds to loopback; it asks for the token (docs/security.md).
     unexpected = [line for line in exposed if not line.startswith("ray::ServeRepli")]
@@ -382,6 +383,12 @@ def _expect_unavailable(stack: Stack, model: str, reason: str) -> None:
     assert caught.value.status_code == 503
     assert int(caught.value.response.headers["Retry-After"]) > 0
     assert reason in caught.value.message
+
+
+def _is_loopback(address: str) -> bool:
+    """Also in the form that a dual-stack socket has on a machine with IPv6: `::ffff:127.0.0.1`."""
+    ip = ipaddress.ip_address(address)
+    return ip.is_loopback or (ip.version == 6 and ip.ipv4_mapped is not None and ip.ipv4_mapped.is_loopback)
 
 
 def _processes_of(stack: Stack) -> list[psutil.Process]:
