@@ -13,11 +13,23 @@ from reconciler.core.state import Demand, Node
 _EPSILON = 1e-6
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Device:
-    node: str
     free: float
-    accelerator: str | None
+
+
+class _Node:
+    """The devices of one node, and how much its emptiest device has free: by that, most nodes are ruled out."""
+
+    def __init__(self, id_: str, gpus: int, accelerator: str | None) -> None:
+        self.id = id_
+        self.accelerator = accelerator
+        self.devices = [_Device(1.0) for _ in range(gpus)]
+        self.most_free = 1.0 if gpus else 0.0
+
+    def take(self, device: _Device, share: float) -> None:
+        device.free -= share
+        self.most_free = max(each.free for each in self.devices)
 
 
 class Ledger:
@@ -27,75 +39,76 @@ class Ledger:
     """
 
     def __init__(self, nodes: Sequence[Node], placed: Iterable[Demand] = ()) -> None:
-        self._devices = [_Device(node.id, 1.0, node.accelerator) for node in nodes for _ in range(int(node.gpus))]
+        self._nodes = [_Node(node.id, int(node.gpus), node.accelerator) for node in nodes]
         for demand in sorted(placed, key=lambda demand: -demand.gpus):
             if not self.take(demand):
                 self._take_anyhow(demand)
-        for node in nodes:
-            self._take_foreign(node)
+        for node, observed in zip(self._nodes, nodes, strict=True):
+            _take_from(node, observed.gpus_foreign, sorted(node.devices, key=lambda device: device.free))
 
     def take(self, demand: Demand) -> bool:
         """Reserve `demand`; False, and nothing taken, where it does not fit."""
         if demand.gpus <= 0:
             return True
-        for candidates in self._candidates(demand):
-            chosen = _choose(candidates, demand)
-            if chosen is not None:
-                for device, share in chosen:
-                    device.free -= share
-                return True
-        return False
+        chosen = self._find(demand)
+        for node, device, share in chosen or ():
+            node.take(device, share)
+        return chosen is not None
 
     def fits(self, demand: Demand) -> bool:
         """There is room for `demand`; nothing is taken."""
-        return demand.gpus <= 0 or any(_choose(each, demand) is not None for each in self._candidates(demand))
+        return demand.gpus <= 0 or self._find(demand) is not None
 
     def describe_free(self) -> str:
         """The free shares in words, such as `1.00 + 0.25 GPU free`."""
-        shares = sorted((device.free for device in self._devices if device.free > _EPSILON), reverse=True)
-        if not self._devices:
+        devices = [device for node in self._nodes for device in node.devices]
+        if not devices:
             return "no GPU in the cluster"
+        shares = sorted((device.free for device in devices if device.free > _EPSILON), reverse=True)
         return (" + ".join(f"{share:.2f}" for share in shares) or "0") + " GPU free"
 
-    def _candidates(self, demand: Demand) -> Iterable[list[_Device]]:
-        usable = [device for device in self._devices if demand.accelerator in (None, device.accelerator)]
-        if not demand.one_node:
-            yield usable
-            return
-        for node in dict.fromkeys(device.node for device in usable):
-            yield [device for device in usable if device.node == node]
+    def _find(self, demand: Demand) -> list[tuple[_Node, _Device, float]] | None:
+        smallest = min(1.0, demand.gpus)
+        roomy = [
+            node
+            for node in self._nodes
+            if node.most_free + _EPSILON >= smallest and demand.accelerator in (None, node.accelerator)
+        ]
+        groups = ([node] for node in roomy) if demand.one_node else (roomy,)
+        return next((chosen for group in groups if (chosen := _choose(group, demand)) is not None), None)
 
     def _take_anyhow(self, demand: Demand) -> None:
         # It is there, so it has room, however Ray found that: then less is free than it looks.
         amount = demand.ranks * demand.gpus
-        for device in sorted(self._devices, key=lambda device: -device.free):
-            share = max(0.0, min(amount, device.free))
-            device.free -= share
-            amount -= share
-
-    def _take_foreign(self, node: Node) -> None:
-        amount = node.gpus_foreign
-        on_node = [device for device in self._devices if device.node == node.id]
-        for device in sorted(on_node, key=lambda device: device.free):
-            share = min(amount, device.free)
-            device.free -= share
-            amount -= share
-            if amount <= _EPSILON:
-                return
+        pairs = [(home, device) for home in self._nodes for device in home.devices]
+        for node, device in sorted(pairs, key=lambda pair: -pair[1].free):
+            amount = _take_from(node, amount, [device])
 
 
-def _choose(devices: list[_Device], demand: Demand) -> list[tuple[_Device, float]] | None:
+def _take_from(node: _Node, amount: float, devices: Iterable[_Device]) -> float:
+    """Take up to `amount` from the devices, one after the other; gives what is left to be taken."""
+    for device in devices:
+        if amount <= _EPSILON:
+            break
+        share = max(0.0, min(amount, device.free))
+        node.take(device, share)
+        amount -= share
+    return amount
+
+
+def _choose(nodes: list[_Node], demand: Demand) -> list[tuple[_Node, _Device, float]] | None:
     # Best fit: the fullest device that still has room, which is also how Ray fills fractions.
-    free = {id(device): device.free for device in devices}
-    chosen: list[tuple[_Device, float]] = []
-    for _ in range(demand.ranks):
-        whole = max(1, round(demand.gpus)) if demand.gpus >= 1 else 1
-        share = 1.0 if demand.gpus >= 1 else demand.gpus
-        for _ in range(whole):
-            fitting = [device for device in devices if free[id(device)] + _EPSILON >= share]
-            if not fitting:
-                return None
-            best = min(fitting, key=lambda device: free[id(device)])
-            free[id(best)] -= share
-            chosen.append((best, share))
+    share = min(1.0, demand.gpus)
+    count = demand.ranks * (max(1, round(demand.gpus)) if demand.gpus >= 1 else 1)
+    free = {device: device.free for node in nodes for device in node.devices}
+    home = {device: node for node in nodes for device in node.devices}
+    chosen: list[tuple[_Node, _Device, float]] = []
+    for _ in range(count):
+        best = min(
+            (device for device in free if free[device] + _EPSILON >= share), key=free.__getitem__, default=None
+        )
+        if best is None:
+            return None
+        free[best] -= share
+        chosen.append((home[best], best, share))
     return chosen

@@ -1,7 +1,7 @@
 """The scratch pad of planning one turn: what is kept, what fits, which steps were taken, all in one place."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from reconciler.core.desired import Desired
@@ -81,9 +81,13 @@ class Turn:
         """There is room beside everything that is there."""
         return self._ledger.fits(demand)
 
-    def fits_without(self, demand: Demand, names: Iterable[str]) -> bool:
+    def fits_without(self, demand: Demand, names: Collection[str]) -> bool:
         """There would be room if `names` were gone."""
-        return demand.gpus <= 0 or self._copy_ledger(set(names)).take(demand)
+        gone = self._placed.keys() & names
+        if not gone:
+            return self._ledger.fits(demand)
+        remaining = (placed for name, placed in self._placed.items() if name not in gone)
+        return demand.gpus <= 0 or Ledger(self.observed.nodes, remaining).fits(demand)
 
     def describe_free(self) -> str:
         """What is free, in words."""
@@ -175,11 +179,6 @@ class Turn:
             and any(replica.state == "RUNNING" for replica in app.replicas)
             and app.name not in observed.ready
             and app.name not in observed.unanswered
-        )
-
-    def _copy_ledger(self, without: frozenset[str] | set[str] = frozenset()) -> Ledger:
-        return Ledger(
-            self.observed.nodes, (demand for name, demand in self._placed.items() if name not in without)
         )
 
     def _drain_limit(self, model: str) -> float:
