@@ -9,6 +9,7 @@ import psutil
 from bench.machine import BenchError
 
 POLL_SECONDS = 0.02
+_SPARE_WORKER = "ray::IDLE"
 
 
 def family(*pids: int) -> set[psutil.Process]:
@@ -22,11 +23,14 @@ def family(*pids: int) -> set[psutil.Process]:
 
 
 def with_environment(variable: str, value: str) -> set[psutil.Process]:
-    """Our user's processes that have this variable in their environment."""
+    """Our user's processes that have this variable in their environment, Ray's spare workers left out.
+
+    Ray keeps a worker that it has no work for, with the environment it was started for; it holds no model.
+    """
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(variable) == value:
+            if process.environ().get(variable) == value and process.name() != _SPARE_WORKER:
                 found.add(process)
     return found
 

@@ -108,7 +108,9 @@ class Stack:
 
     def stop(self) -> None:
         """`./start.sh --stop`."""
-        subprocess.run([REPOSITORY / "start.sh", "--stop"], env=self.environment, cwd=self.folder, check=True)
+        # Its words are not for the output of whoever uses a stack: a benchmark prints JSON there.
+        command = [REPOSITORY / "start.sh", "--stop"]
+        subprocess.run(command, env=self.environment, cwd=self.folder, check=True, stdout=subprocess.DEVNULL)
 
     def settings(self) -> dict[str, str]:
         """The environment that `source .reconcile/env` gives a person."""
