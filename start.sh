@@ -484,6 +484,7 @@ write_environment() {
         printf 'export PATH=%q:"$PATH"\n' "$VENV/bin"
         for name in RECONCILE_STATE_DIR RECONCILE_MODELS_DIR RECONCILE_ENGINE RECONCILE_RAY_DASHBOARD \
             RECONCILE_SERVE_PORT RECONCILE_LISTEN_HOST RECONCILE_LISTEN_PORT RECONCILE_ACTIVATOR_PORT \
+            RECONCILE_HUB_CACHE HF_HOME HF_HUB_CACHE HF_ENDPOINT HF_HUB_OFFLINE HF_TOKEN_PATH \
             RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH; do
             if [[ -n ${!name:-} ]]; then printf 'export %s=%q\n' "$name" "${!name}"; fi
         done

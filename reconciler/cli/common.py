@@ -8,6 +8,7 @@ import click
 from pydantic import ValidationError
 
 from reconciler.core.plan import Plan
+from reconciler.host import log as logging
 from reconciler.host.settings import Settings, load
 
 OK, ERROR, PENDING, PARTIAL, REFUSED = 0, 1, 2, 3, 4
@@ -24,6 +25,12 @@ def fail(message: str) -> NoReturn:
     """Say what is wrong and exit 1."""
     click.echo(f"reconcile: {message}", err=True)
     sys.exit(ERROR)
+
+
+def configure_log(settings: Settings) -> None:
+    """Log as the operator wants it: for a person on a terminal, else as JSON lines."""
+    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
+    logging.configure(json_lines=as_json, level=settings.log_level)
 
 
 def settings_of(state_dir: Path | None, models_dir: Path | None) -> Settings:

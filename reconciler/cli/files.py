@@ -10,13 +10,16 @@ import yaml
 
 from reconciler.cli.common import ERROR, OK, PARTIAL, fail
 from reconciler.cli.show import print_json, show_problems
-from reconciler.core.desired import Desired, Snapshot, compile_desired, revision_of
+from reconciler.core.desired import Desired, Snapshot, compile_desired, revision_of, wanted_in
+from reconciler.core.parse import parse_all
 from reconciler.core.render import RenderError
 from reconciler.core.schema import json_schema
 from reconciler.host.settings import Settings
 from reconciler.loop.rendering import make_renderer
+from reconciler.loop.weights import make_weights
 from reconciler.ray_serve.schema import complaint_about
 from reconciler.sources.folder import SUFFIXES, FolderSource
+from reconciler.weights.store import WeightStore
 
 
 def validate(settings: Settings, paths: tuple[Path, ...], *, output: str) -> int:
@@ -48,7 +51,8 @@ def validate(settings: Settings, paths: tuple[Path, ...], *, output: str) -> int
 
 def render(settings: Settings, names: tuple[str, ...], *, output: str) -> int:
     """Print the Serve config of the models in the files."""
-    desired = _compile(settings, _read(settings.models_dir))
+    weights = make_weights(settings, read_only=True, ask_hub=False)
+    desired = asyncio.run(read_desired(settings, weights))
     if desired.unreadable:
         fail(desired.unreadable)
     unknown = sorted(set(names) - set(desired.targets))
@@ -62,6 +66,12 @@ def render(settings: Settings, names: tuple[str, ...], *, output: str) -> int:
     }
     code = OK
     for target in chosen.values():
+        for wanted in target.unresolved:
+            click.echo(
+                f"reconcile: {target.model}: it is not known yet which commit {wanted.repo}@{wanted.revision} is "
+                f"(`reconcile pull {target.model}` does)",
+                err=True,
+            )
         complaint = complaint_about(target.config)
         if complaint:
             click.echo(f"reconcile: {target.model}: Ray Serve's schema refuses it: {complaint}", err=True)
@@ -73,6 +83,17 @@ def render(settings: Settings, names: tuple[str, ...], *, output: str) -> int:
     for problem in desired.problems:
         click.echo(str(problem), err=True)
     return PARTIAL if code == OK and desired.problems else code
+
+
+async def read_desired(settings: Settings, weights: WeightStore, *, patience: float = 0.0) -> Desired:
+    """The model files, compiled with the commits that are known, or can be found out in so many seconds."""
+    snapshot = await FolderSource(settings.models_dir).read()
+    parsed = parse_all(snapshot.files)
+    resolutions = await weights.resolve(wanted_in(parsed), patience=patience)
+    try:
+        return compile_desired(snapshot, make_renderer(settings), resolutions, parsed=parsed)
+    except (RenderError, FileNotFoundError) as error:
+        fail(str(error))
 
 
 def schema() -> None:

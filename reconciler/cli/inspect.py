@@ -9,6 +9,8 @@ from reconciler.cli.common import exit_code, fail
 from reconciler.cli.show import print_json, show_problems, show_status
 from reconciler.core.render import RenderError
 from reconciler.core.turn import Options
+from reconciler.core.weights import CopyState, Phase
+from reconciler.core.weights_json import states_to_json
 from reconciler.host import log as logging
 from reconciler.host.lock import holder
 from reconciler.host.settings import Settings
@@ -22,7 +24,7 @@ def status(settings: Settings, *, output: str) -> int:
     """Show what is up; exit as a dry run would."""
     logging.configure(json_lines=False, level="error")
     try:
-        look = asyncio.run(service.look_once(settings, Options(max_loads=settings.loads_at_once)))
+        look = asyncio.run(service.look_once(settings, Options(max_loads=settings.loads_at_once), ask_hub=False))
     except ServeUnreachableError as error:
         fail(str(error))
     except (RenderError, FileNotFoundError) as error:
@@ -71,10 +73,23 @@ def _status_rows(look: Look) -> list[dict[str, Any]]:
                 "idle_seconds": look.observed.idle_seconds.get(routed or ""),
                 "file": target.file if target is not None else (record.file if record is not None else None),
                 "revision": look.desired.revision,
+                "weights": _weights(look, model),
                 "pids": [replica.pid for replica in app.replicas] if app is not None else [],
             }
         )
     return rows
+
+
+def _weights(look: Look, model: str) -> list[dict[str, Any]]:
+    """The repositories a model is made of: which commit, and how far the copy is."""
+    target = look.desired.targets.get(model)
+    if target is None:
+        return []
+    live = target.application in look.observed.applications
+    there = CopyState(Phase.READY)
+    states = {copy: look.observed.weights.get(copy, there if live else CopyState()) for copy in target.copies}
+    rows = states_to_json(states)
+    return [{**row, "revision": target.copies[copy]} for row, copy in zip(rows, states, strict=True)]
 
 
 def _replicas(replicas: Iterable[Any]) -> str:

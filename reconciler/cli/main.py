@@ -28,6 +28,9 @@ Examples:
   reconcile                          make the cluster match the files, once
   reconcile --watch                  stay, and keep it so
   reconcile status                   what is up, and what is not and why
+  reconcile catalogue qwen           well-known models
+  reconcile add Qwen/Qwen3-0.6B      write a model file
+  reconcile pull                     fetch weights without serving
 
 Settings come from options, RECONCILE_* variables or reconcile.toml; see docs/settings.md.
 """
@@ -165,6 +168,105 @@ def schema() -> None:
     from reconciler.cli import files  # noqa: PLC0415
 
     files.schema()
+
+
+@cli.command(context_settings=_CONTEXT)
+@_shared_options
+@click.argument("repo")
+@click.option("--revision", help="Branch, tag or commit (main).")
+@click.option("--name", help="The model's name; the default is made of the repository's.")
+@click.option("--stdout", "to_stdout", is_flag=True, help="Print the file instead of writing it.")
+@click.option("--force", is_flag=True, help="Replace a file that is there; write one also for what is refused.")
+@click.pass_obj
+def add(
+    shared: dict[str, Any],
+    *,
+    repo: str,
+    revision: str | None,
+    name: str | None,
+    to_stdout: bool,
+    force: bool,
+    state_dir: Path | None,
+    models_dir: Path | None,
+    output: str,
+) -> None:
+    """Write a commented model file for a repository of the hub, or for a name in `reconcile catalogue`.
+
+    Task and context length come from the repository's own metadata. Nothing is downloaded or served yet.
+    """
+    from reconciler.cli import add as adding  # noqa: PLC0415
+
+    settings, output = _merged(shared, state_dir, models_dir, output)
+    code = adding.add(settings, repo, revision=revision, name=name, stdout=to_stdout, force=force, output=output)
+    sys.exit(code)
+
+
+@cli.command(context_settings=_CONTEXT)
+@_shared_options
+@click.argument("words", nargs=-1)
+@click.pass_obj
+def catalogue(
+    shared: dict[str, Any], *, words: tuple[str, ...], state_dir: Path | None, models_dir: Path | None, output: str
+) -> None:
+    """List well-known models, all or those that match, offline; `reconcile add NAME` writes a file for one."""
+    from reconciler.cli import add as adding  # noqa: PLC0415
+
+    settings, output = _merged(shared, state_dir, models_dir, output)
+    sys.exit(adding.catalogue(settings, " ".join(words), output=output))
+
+
+@cli.command(context_settings=_CONTEXT)
+@_shared_options
+@click.argument("names", nargs=-1)
+@click.pass_obj
+def pull(
+    shared: dict[str, Any], *, names: tuple[str, ...], state_dir: Path | None, models_dir: Path | None, output: str
+) -> None:
+    """Fetch and verify the weights of models, all or those named, without serving them.
+
+    What is on disk already is not fetched again, and a download that was interrupted goes on where it stopped.
+    Needs no cluster.
+    """
+    from reconciler.cli import weights  # noqa: PLC0415
+
+    settings, output = _merged(shared, state_dir, models_dir, output)
+    sys.exit(weights.pull(settings, names, output=output))
+
+
+@cli.command(context_settings=_CONTEXT)
+@_shared_options
+@click.option("--dry-run", is_flag=True, help="Say what would go, and how much that frees; remove nothing.")
+@click.option("--all", "everything", is_flag=True, help="Also revisions that others fetched into the cache.")
+@click.option("--without-cluster", is_flag=True, help="No Ray runs: do not look at what is in use.")
+@click.option("--dangerous-allow-removals", is_flag=True, help="Go on although no model file is there.")
+@click.pass_obj
+def gc(
+    shared: dict[str, Any],
+    *,
+    dry_run: bool,
+    everything: bool,
+    without_cluster: bool,
+    dangerous_allow_removals: bool,
+    state_dir: Path | None,
+    models_dir: Path | None,
+    output: str,
+) -> None:
+    """Remove weights that no model file needs from the hub's cache.
+
+    What a model reads, or may come back to, stays; so does what others fetched, unless --all is given.
+    """
+    from reconciler.cli import weights  # noqa: PLC0415
+
+    settings, output = _merged(shared, state_dir, models_dir, output)
+    code = weights.gc(
+        settings,
+        dry_run=dry_run,
+        everything=everything,
+        without_cluster=without_cluster,
+        allow_removals=dangerous_allow_removals,
+        output=output,
+    )
+    sys.exit(code)
 
 
 @cli.command(context_settings=_CONTEXT)

@@ -10,7 +10,8 @@ import aiohttp
 import click
 
 from reconciler.activator.server import ListenError
-from reconciler.cli.common import ERROR, OK, PARTIAL, PENDING, REFUSED, exit_code, fail
+from reconciler.cli.common import ERROR, OK, PARTIAL, PENDING, REFUSED, configure_log, exit_code, fail
+from reconciler.cli.progress import download_bars
 from reconciler.cli.show import print_json, show_plan, show_problems
 from reconciler.core.plan_json import plan_to_json
 from reconciler.core.render import RenderError
@@ -44,10 +45,11 @@ def dry_run(
 
 def converge(settings: Settings, *, output: str, allow_removals: bool, retry_failed: bool) -> int:
     """Make the cluster match, once; through the reconciler that runs here, if one does."""
-    _configure_log(settings)
+    options = _options(settings, allow_removals, retry_failed)
     try:
-        with exclusive(settings.state_dir):
-            look = _run(service.converge_once(settings, _options(settings, allow_removals, retry_failed)))
+        with exclusive(settings.state_dir), download_bars() as show:
+            configure_log(settings)
+            look = _run(service.converge_once(settings, options, show))
     except AlreadyRunningError as running:
         click.echo(f"A reconciler is running here (process {running.pid}); it is asked to do it.", err=True)
         return _ask_running(settings, output=output, allow_removals=allow_removals, retry_failed=retry_failed)
@@ -61,7 +63,7 @@ def converge(settings: Settings, *, output: str, allow_removals: bool, retry_fai
 
 def watch(settings: Settings, *, allow_removals: bool, retry_failed: bool) -> int:
     """Stay and keep the cluster as the files want it."""
-    _configure_log(settings)
+    configure_log(settings)
     try:
         with exclusive(settings.state_dir):
             settings.remember()
@@ -140,11 +142,6 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _configure_log(settings: Settings) -> None:
-    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
-    logging.configure(json_lines=as_json, level=settings.log_level)
 
 
 def _quiet(settings: Settings) -> None:

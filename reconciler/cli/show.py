@@ -13,6 +13,7 @@ from reconciler.core.diff import Effect, FieldChange
 from reconciler.core.parse import Problem
 from reconciler.core.plan import Action, Change, Held, Order, Plan
 from reconciler.core.plan_json import counts
+from reconciler.core.weights import CopyPlan, in_words
 
 _SYMBOLS = {
     Action.ADD: ("+", "green"),
@@ -55,6 +56,8 @@ def show_plan(plan: Plan, *, now: float, done: bool = False, out: Console | None
         out.print(f"[bold red]x refused[/] {escape(', '.join(refusal.models))}: {escape(refusal.reason)}")
         if refusal.flag:
             out.print(f"      [dim]{refusal.flag} allows it[/]")
+    for note in plan.notes:
+        out.print(f"[yellow]note[/] {escape(note.model)}: {escape(note.text)}")
     number = counts(plan)
     if not (plan.changes or plan.held or plan.refused):
         text = (
@@ -113,6 +116,17 @@ def _show_change(out: Console, change: Change) -> None:
         out.print(f"      [dim]version[/] {escape(' -> '.join(versions))}")
     for field in change.fields:
         out.print(f"      {_field(field)}")
+    for each in change.downloads:
+        out.print(f"      [dim]download[/] {escape(_download(each))}")
+
+
+def _download(each: CopyPlan) -> str:
+    what = f"{each.repo}@{each.commit[:8]} ({each.revision})"
+    free = f", {in_words(each.free)} free" if each.free is not None else ""
+    if each.total is None:
+        return f"{what}: size unknown{free}" + (f"; {each.note}" if each.note else "")
+    missing = max(0, each.total - each.done)
+    return f"{what}: {in_words(missing)} to fetch, {in_words(each.done)} on disk{free}"
 
 
 def _field(change: FieldChange) -> str:

@@ -1,5 +1,6 @@
 """One model, one step: what brings this model nearer to its file, read off its observed state.
 
+0.  Its weights are not on disk          -> fetch them; whatever serves goes on serving.
 1.  The wanted version is not there      -> start it, beside the old one or in its turn, if there is room.
 2.  It is there and not up yet           -> wait; when it failed, say so, remove it, keep what serves.
 3.  It is up and has not answered yet    -> probe it with a real request.
@@ -15,6 +16,7 @@ from reconciler.core.render import Target, demand_of, with_in_place
 from reconciler.core.spec import Policy, parse_duration
 from reconciler.core.state import Application, Failure, Json, Status
 from reconciler.core.turn import Turn
+from reconciler.core.waiting_for_weights import fetch_weights, weights_problem
 
 
 def approach(turn: Turn, target: Target) -> None:
@@ -138,6 +140,9 @@ def _bring(turn: Turn, target: Target, live: list[Application]) -> None:
         turn.held.append(hold)
         fall_back(turn, model, live)
         return
+    if fetch_weights(turn, target):
+        fall_back(turn, model, live)
+        return
     serving = _retire_superseded(turn, model, live)
     if turn.fits(target.demand):
         turn.start(model, target.application, target.config, target.demand)
@@ -199,17 +204,12 @@ def _way_back(turn: Turn, model: str) -> Json | None:
 
 
 def _hold_reason(turn: Turn, target: Target, live: list[Application]) -> Held | None:
-    missing = turn.observed.missing_paths.get(target.path or "")
-    if missing is not None:
-        return Held(target.model, HeldKind.MISSING, missing, target.file)
     if target.unsupported:
         return Held(target.model, HeldKind.WRONG_ENGINE, target.unsupported, target.file)
     if target.spec.lifecycle.policy is Policy.MANUAL and not (live or _made_way(turn, target.model)):
         return Held(target.model, HeldKind.MANUAL, "policy manual: it is loaded by hand only", target.file)
-    if turn.fits(target.demand):
-        return None
-    if turn.fits_without(target.demand, turn.leaving | {app.name for app in live}):
-        return None
+    if turn.fits(target.demand) or turn.fits_without(target.demand, turn.leaving | {app.name for app in live}):
+        return weights_problem(turn, target)
     demand = target.demand
     wanted = f"{demand.ranks} x {demand.gpus:g} GPU" if demand.ranks > 1 else f"{demand.gpus:g} GPU"
     if demand.accelerator:

@@ -8,6 +8,7 @@ from reconciler.core.plan import Action, Change, Order
 from reconciler.core.render import Target
 from reconciler.core.state import Application, Json, Record
 from reconciler.core.turn import Turn
+from reconciler.core.weights import DEFAULT_REVISION
 
 
 def describe(turn: Turn, target: Target) -> Change | None:
@@ -92,7 +93,12 @@ def _cause_of_add(target: Target, record: Record | None) -> str:
 
 def _cause_of_replace(target: Target, fields: tuple[FieldChange, ...], record: Record | None) -> str:
     known = _paths(target.fields) | _paths(record.spec if record is not None else {})
-    engine = [change.path for change in fields if change.effect is Effect.NEW_ENGINE]
+    changed = {change.path: change for change in fields if change.effect is Effect.NEW_ENGINE}
+    engine = list(changed)
+    if engine == ["source.commit"]:
+        moved = changed["source.commit"]
+        revision = target.spec.source.revision or DEFAULT_REVISION
+        return f"revision {revision} moved: {str(moved.old)[:8]} -> {str(moved.new)[:8]}"
     if engine and known.issuperset(engine):
         return f"{target.file} changed"
     return "the template or the settings of the reconciler changed"

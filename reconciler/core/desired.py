@@ -4,8 +4,9 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from reconciler.core.parse import InvalidFile, Problem, parse_all
+from reconciler.core.parse import InvalidFile, ParsedSet, Problem, parse_all
 from reconciler.core.render import Renderer, RenderError, Target
+from reconciler.core.weights import Resolutions, Wanted, wanted_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,30 @@ class Desired:
         return len(self.targets) + len(self.invalid)
 
 
-def compile_desired(snapshot: Snapshot, renderer: Renderer) -> Desired:
-    """Parse and compile a snapshot. Never raises for what is in the files: mistakes are reported as problems."""
-    parsed = parse_all(snapshot.files)
+def compile_desired(
+    snapshot: Snapshot,
+    renderer: Renderer,
+    resolutions: Resolutions | None = None,
+    *,
+    parsed: ParsedSet | None = None,
+) -> Desired:
+    """Parse and compile a snapshot. Never raises for what is in the files: mistakes are reported as problems.
+
+    Args:
+        snapshot: The model files.
+        renderer: Makes applications of them.
+        resolutions: Which commits the wanted revisions are. Without, engines fetch what they need themselves.
+        parsed: The files, where they were parsed already.
+    """
+    parsed = parsed or parse_all(snapshot.files)
     targets: dict[str, Target] = {}
     invalid = [*parsed.invalid, *_unread(snapshot.problems)]
     problems = [*parsed.problems, *snapshot.problems]
     for name, file in sorted(parsed.valid.items()):
         try:
-            targets[name] = renderer.compile_target(file.spec, file=file.path, folder=snapshot.folder)
+            targets[name] = renderer.compile_target(
+                file.spec, file=file.path, folder=snapshot.folder, resolutions=resolutions
+            )
         except RenderError as error:
             problem = Problem(file.path, 1, 1, str(error))
             problems.append(problem)
@@ -73,6 +89,11 @@ def compile_desired(snapshot: Snapshot, renderer: Renderer) -> Desired:
         unreadable=snapshot.unreadable,
         digest=_digest(target.application for target in targets.values()) + _digest(snapshot.files),
     )
+
+
+def wanted_in(parsed: ParsedSet) -> frozenset[Wanted]:
+    """Every repository that a valid file asks for."""
+    return frozenset(each for file in parsed.valid.values() for each in wanted_of(file.spec))
 
 
 def revision_of(files: Mapping[str, bytes]) -> str:

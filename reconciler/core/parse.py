@@ -172,12 +172,15 @@ def parse_model(path: str, content: bytes, spec_class: type[ModelSpec] = ModelSp
 
 def _mentions(data: dict[str, Data], document: Document) -> Iterator[Mention]:
     """Whatever stands where a name belongs and is text, whether it is a valid name or not."""
-    name, aliases = data["name"], data.get("aliases")
+    name, aliases, adapters = data["name"], data.get("aliases"), data.get("adapters")
     if isinstance(name, str):
         yield Mention(name, _nearest(document, ("name",), fallback=_TOP))
     for index, alias in enumerate(aliases if isinstance(aliases, list) else ()):
         if isinstance(alias, str):
             yield Mention(alias, document.position(("aliases", index)), alias=True)
+    for index, adapter in enumerate(adapters if isinstance(adapters, list) else ()):
+        if isinstance(adapter, dict) and isinstance(named := adapter.get("name"), str):
+            yield Mention(named, document.position(("adapters", index, "name")), alias=True)
 
 
 def _clashes(parsed: Iterable[ParsedFile | InvalidFile]) -> dict[str, list[Problem]]:

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from reconciler.core.diff import FieldChange
 from reconciler.core.state import Json
+from reconciler.core.weights import CopyPlan
 
 FORMAT_VERSION = 1
 
@@ -50,6 +51,8 @@ class Change:
     phase: str = ""
     """Where a change that is under way stands; empty before it starts."""
     file: str = ""
+    downloads: tuple[CopyPlan, ...] = ()
+    """What has to be fetched for it first."""
 
 
 class HeldKind(StrEnum):
@@ -87,6 +90,7 @@ class Refusal:
 class Do(StrEnum):
     """One thing to do, or to wait for, in this turn."""
 
+    FETCH = "fetch"
     START = "start"
     UPDATE = "update"
     REMOVE = "remove"
@@ -115,6 +119,14 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """Something to know about a model: that its branch moved and it does not follow, say."""
+
+    model: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The whole plan.
 
@@ -137,6 +149,8 @@ class Plan:
     observed_digest: str = ""
     unchanged: tuple[str, ...] = field(default=())
     """Models that are as their files want them."""
+    notes: tuple[Note, ...] = ()
+    """What is no difference, and yet worth knowing."""
 
     @property
     def settled(self) -> bool:

@@ -17,6 +17,7 @@ def plan_to_json(plan: Plan) -> Json:
         "refused": [asdict(refusal) for refusal in plan.refused],
         "steps": [asdict(step) for step in plan.steps],
         "unchanged": list(plan.unchanged),
+        "notes": [asdict(note) for note in plan.notes],
         "summary": counts(plan),
         "settled": plan.settled,
     }

@@ -7,17 +7,19 @@ difference (`describe`), and says which configurations Serve should hold after t
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 from reconciler.core.approach import approach, stay
 from reconciler.core.describe import describe
 from reconciler.core.desired import Desired
 from reconciler.core.parse import InvalidFile
-from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Plan, Step
+from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Note, Plan, Step
 from reconciler.core.render import Target
 from reconciler.core.safety import refuse_removals
 from reconciler.core.spec import Policy
 from reconciler.core.state import Application, Observed, Status
 from reconciler.core.turn import Options, Turn
+from reconciler.core.waiting_for_weights import downloads_of
 
 
 def make_plan(desired: Desired, observed: Observed, options: Options | None = None) -> Plan:
@@ -35,6 +37,9 @@ def make_plan(desired: Desired, observed: Observed, options: Options | None = No
         held=tuple(turn.held),
         refused=tuple(turn.refused),
         unchanged=tuple(turn.unchanged),
+        notes=tuple(
+            Note(model, text) for model, target in sorted(desired.targets.items()) for text in target.notes
+        ),
         applications=_applications(turn),
         steps=tuple(turn.steps),
         revision=desired.revision,
@@ -63,7 +68,8 @@ def _plan_declared(turn: Turn, target: Target) -> None:
     if len(turn.held) > held:
         return
     if change is not None:
-        turn.changes.append(change)
+        there = any(app.name == target.application for app in turn.live.get(target.model, ()))
+        turn.changes.append(change if there else replace(change, downloads=downloads_of(turn, target)))
     elif len(turn.steps) == steps:
         turn.unchanged.append(target.model)
 

@@ -6,7 +6,6 @@ back and names it by its digest. A target is all that the planner needs to know 
 
 import hashlib
 import json
-import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +14,10 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from reconciler.core.model_source import ModelSource
 from reconciler.core.spec import ModelSpec, Task
 from reconciler.core.state import Demand, Json
+from reconciler.core.weights import Copy, Resolution, Resolutions, Role, Wanted
 
 MODEL_ENV = "RECONCILE_MODEL"
 """The environment variable by which an application is known to be ours, and whose it is."""
@@ -38,12 +39,16 @@ class Platform:
         simulate_gpus: Reserve Ray's GPU resource though the engine computes on the CPU (to try out placement).
         cpu_threads: Threads that a CPU engine computes with.
         cpu_kv_cache_gib: KV cache of a CPU engine whose file leaves it open, in GiB.
+        hub_cache: The hub's cache, where engines find what was fetched.
+        allow_code: Repositories whose own code may run, as patterns.
     """
 
     device: str = "cpu"
     simulate_gpus: bool = False
     cpu_threads: int = 1
     cpu_kv_cache_gib: float = 1.0
+    hub_cache: str = ""
+    allow_code: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,9 @@ class Target:
         application: Its name, `<model>-<digest>`.
         config: The Serve application, as it is put into Serve's configuration.
         in_place: The deployment's settings that Serve changes without a restart (also in `config`).
-        path: The local folder it is read from, if any.
+        paths: The local folders of the operator's that it is read from, and what each is to the model.
+        copies: What it reads out of the hub's cache, with the revision that each was asked for by.
+        unresolved: Repositories whose commit is not known, with what there is to say about each.
     """
 
     spec: ModelSpec
@@ -63,7 +70,11 @@ class Target:
     config: Json
     in_place: Json
     demand: Demand
-    path: str | None = None
+    paths: Mapping[str, Role] = field(default_factory=dict)
+    copies: Mapping[Copy, str] = field(default_factory=dict)
+    unresolved: Mapping[Wanted, Resolution] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What an operator should know about its revisions."""
     unsupported: str = ""
     """Why the engine that is installed cannot run it; empty where it can."""
     fields: Json = field(default_factory=dict)
@@ -90,33 +101,34 @@ class Renderer:
             raise RenderError(f"application.json.j2: {error}") from error
         self._platform = platform
 
-    def compile_target(self, spec: ModelSpec, *, file: str, folder: str) -> Target:
+    def compile_target(
+        self, spec: ModelSpec, *, file: str, folder: str, resolutions: Resolutions | None = None
+    ) -> Target:
         """The version that `spec` asks for.
 
         Args:
             spec: The model file's content.
             file: The file it came from, for messages and records.
             folder: The absolute folder that relative source paths start at.
+            resolutions: Which commits the wanted revisions are. Without, the engine fetches what it needs itself.
 
         Raises:
             RenderError: The template failed on this model, or made something that is not its application.
         """
-        path = None
-        if spec.source.path is not None:
-            path = posixpath.normpath(posixpath.join(folder, spec.source.path))
+        source = ModelSource(spec, folder, self._platform.hub_cache, resolutions)
         demand = _demand(spec, self._platform)
         in_place = _in_place(spec)
-        fields = spec.model_dump(mode="json")
+        fields = source.with_commits(spec.model_dump(mode="json"))
         variables: Json = {
             "model": fields,
-            "source": path or spec.source.repo,
-            "tokenizer": _tokenizer(spec, folder),
-            "engine_kwargs": _engine_kwargs(spec, self._platform),
+            "source": source.model,
+            "engine_kwargs": _engine_kwargs(spec, self._platform)
+            | source.engine_kwargs(self._platform.allow_code),
             "device": "cpu" if _on_cpu(spec, self._platform) else "gpu",
             "accelerator_type": demand.accelerator,
             "bundle": _bundle(spec, demand, self._platform),
             "strategy": "STRICT_PACK" if demand.one_node else "PACK",
-            "env_vars": _env_vars(spec, self._platform),
+            "env_vars": _env_vars(spec, self._platform, offline=not source.from_hub),
             "deployment": in_place,
         }
         unnamed = self._render(spec, {**variables, "app": {"name": "", "route_prefix": "/"}})
@@ -129,7 +141,10 @@ class Renderer:
             config=config,
             in_place=in_place,
             demand=demand,
-            path=path,
+            paths=source.paths,
+            copies=source.copies,
+            unresolved=source.unresolved,
+            notes=tuple(source.notes),
             unsupported=_unsupported(spec, self._platform),
             fields=fields,
         )
@@ -191,11 +206,13 @@ def with_in_place(config: Json, in_place: Json) -> Json:
     return {**config, "deployments": [in_place]}
 
 
-def _tokenizer(spec: ModelSpec, folder: str) -> str | None:
-    tokenizer = spec.source.tokenizer
-    if tokenizer is not None and tokenizer.startswith(("/", "./", "../")):
-        return posixpath.normpath(posixpath.join(folder, tokenizer))
-    return tokenizer
+def adapter_names(config: Json) -> tuple[str, ...]:
+    """The names of the LoRA adapters that an application of ours serves beside its model."""
+    try:
+        modules = config["args"]["llm_configs"][0]["engine_kwargs"]["lora_modules"]
+        return tuple(str(module["name"]) for module in modules)
+    except (KeyError, IndexError, TypeError):
+        return ()
 
 
 def _digest(config: Json) -> str:
@@ -257,7 +274,6 @@ def _engine_kwargs(spec: ModelSpec, platform: Platform) -> Json:
         "dtype": _chosen(engine.dtype),
         "kv_cache_dtype": _chosen(engine.kv_cache_dtype),
         "quantization": engine.quantization,
-        "revision": spec.source.revision,
         "runner": None if spec.task in (Task.GENERATE, Task.TRANSCRIBE) else "pooling",
         "tensor_parallel_size": _chosen(spec.resources.tensor_parallel),
         "pipeline_parallel_size": _chosen(spec.resources.pipeline_parallel),
@@ -269,9 +285,9 @@ def _chosen(value: Any, default: Any = None) -> Any:  # noqa: ANN401 -- a number
     return default if value == "auto" else value
 
 
-def _env_vars(spec: ModelSpec, platform: Platform) -> dict[str, str]:
+def _env_vars(spec: ModelSpec, platform: Platform, *, offline: bool) -> dict[str, str]:
     variables = {MODEL_ENV: spec.name}
-    if spec.source.path is not None:
+    if offline:
         variables["HF_HUB_OFFLINE"] = "1"
     if _on_cpu(spec, platform):
         # vLLM's `auto` binds every engine of the machine to the same cores, the first ones.

@@ -102,6 +102,14 @@ Share = Annotated[Annotated[float, Field(gt=0, le=1), Tag("number")] | _AutoTag,
 Gibibytes = Annotated[Annotated[float, Field(gt=0, le=100_000), Tag("number")] | _AutoTag, Discriminator(_kind)]
 
 
+_Repo = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)]
+_Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=120)]
+_Path = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")]
+
+LOCAL_PREFIXES = ("/", "./", "../")
+"""What a tokenizer begins with that is a folder, not a repository."""
+
+
 class Task(StrEnum):
     """What the model is asked to do; decides the vLLM runner and the request that probes it."""
 
@@ -129,19 +137,18 @@ class _Section(BaseModel):
 class Source(_Section):
     """Where the weights come from: a hub repository or a local folder, exactly one of the two."""
 
-    repo: (
-        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)]
-        | None
-    ) = None
+    repo: _Repo | None = None
     """Repository on the Hugging Face hub, as `owner/name`."""
-    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=120)] | None = None
+    revision: _Revision | None = None
     """Branch, tag or commit of the repository; the default is the repository's main branch."""
     track: bool = False
-    """Follow the branch when it moves."""
-    path: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")] | None = None
+    """Follow the branch when it moves. Without it, the commit that was found first stays."""
+    path: _Path | None = None
     """A local model folder. A relative path starts at the folder of the model file."""
-    tokenizer: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")] | None = None
+    tokenizer: _Path | None = None
     """Another repository for the tokenizer, or a folder, which begins with `/`, `./` or `../`."""
+    tokenizer_revision: _Revision | None = None
+    """Branch, tag or commit of the tokenizer's repository."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
@@ -149,6 +156,29 @@ class Source(_Section):
             raise ValueError("give exactly one of repo and path")
         if self.path is not None and (self.revision is not None or self.track):
             raise ValueError("revision and track belong to repo; a path has no revision")
+        if self.tokenizer_revision is not None and (self.tokenizer or "/").startswith(LOCAL_PREFIXES):
+            raise ValueError("tokenizer_revision belongs to a tokenizer that is a repository")
+        return self
+
+
+class Adapter(_Section):
+    """A LoRA adapter, asked for by a name of its own: from a hub repository or a local folder."""
+
+    name: Name
+    """The name clients use."""
+    repo: _Repo | None = None
+    """Repository on the Hugging Face hub, as `owner/name`."""
+    revision: _Revision | None = None
+    """Branch, tag or commit of the repository; the default is the repository's main branch."""
+    path: _Path | None = None
+    """A local folder. A relative path starts at the folder of the model file."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.repo is None) == (self.path is None):
+            raise ValueError("give exactly one of repo and path")
+        if self.path is not None and self.revision is not None:
+            raise ValueError("revision belongs to repo; a path has no revision")
         return self
 
 
@@ -171,6 +201,8 @@ class Engine(_Section):
     """How many sequences run at once."""
     max_num_batched_tokens: Count = "auto"
     """How many tokens one step computes at most."""
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = 16
+    """The largest rank of the model's adapters; only those with adapters need it."""
     args: dict[str, JsonValue] = Field(default_factory=dict)
     """Further vLLM arguments, by their Python names, from the allowed list."""
 
@@ -281,6 +313,8 @@ class ModelSpec(_Section):
     lifecycle: Lifecycle = Field(default_factory=Lifecycle)
     aliases: tuple[Name, ...] = ()
     """Further names for the same model."""
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA adapters that are served with the model, each under its own name."""
     description: Annotated[str, Field(max_length=2000)] = ""
     """Shown in listings."""
     labels: dict[

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+from reconciler.core.weights import Copy, CopyState
+
 Json: TypeAlias = dict[str, Any]
 
 
@@ -129,6 +131,7 @@ class Observed:
         records: What the front door last took over, by model.
         failures: By application name.
         missing_paths: Local source paths that hold no model, with the reason.
+        weights: How far the wanted copies of repositories are; what is not in it is not there.
         now: Seconds since the epoch, for backoff and messages only.
     """
 
@@ -146,6 +149,7 @@ class Observed:
     records: Mapping[str, Record] = field(default_factory=dict)
     failures: Mapping[str, Failure] = field(default_factory=dict)
     missing_paths: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[Copy, CopyState] = field(default_factory=dict)
     now: float = 0.0
 
     def of_model(self, model: str) -> tuple[Application, ...]:

@@ -71,6 +71,22 @@ class Settings(BaseSettings):
     """Reserve Ray's GPU resource though the engine computes on the CPU; for trying out placement."""
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of a CPU engine; the default is the number of cores."""
+    hub_cache: Path | None = None
+    """The hub's cache; the default is that of the hub's own tools (HF_HUB_CACHE, HF_HOME, ~/.cache)."""
+    downloads_at_once: Annotated[int, Field(ge=1, le=64)] = 2
+    """How many repositories are fetched at a time."""
+    download_workers: Annotated[int, Field(ge=1, le=64)] = 8
+    """How many files of one repository are fetched at a time."""
+    disk_reserve_gib: Annotated[float, Field(ge=0)] = 5.0
+    """GiB of the cache's disk that a download leaves free."""
+    cache_limit_gib: Annotated[float, Field(gt=0)] | None = None
+    """GiB that the hub's cache may have at most; what is not needed goes first. The default is no limit."""
+    revision_check_interval: Seconds = 300.0
+    """Seconds between two looks at where a branch points."""
+    allow_pickle: tuple[str, ...] = ()
+    """Repositories whose weights may be pickles, as patterns (`org/*`): loading one can run code."""
+    allow_code: tuple[str, ...] = ()
+    """Repositories whose own code may run, as patterns (`org/*`)."""
     resync_interval: Seconds = 10.0
     """Seconds between two full looks at files and cluster, whatever the file watcher says."""
     max_loads: Annotated[int, Field(ge=1, le=1000)] | None = None
@@ -116,9 +132,20 @@ class Settings(BaseSettings):
         """How many models may be coming up at a time."""
         return self.max_loads or max(1, (os.cpu_count() or 1) // 4)
 
+    @property
+    def hub_cache_folder(self) -> Path:
+        """The hub's cache, as an absolute path."""
+        if self.hub_cache is not None:
+            return self.hub_cache.absolute()
+        from huggingface_hub import constants  # noqa: PLC0415 -- only where weights are concerned
+
+        return Path(constants.HF_HUB_CACHE).absolute()
+
     def remember(self) -> None:
         """Make these settings the defaults of other commands in the same state directory."""
-        absolute = self.model_copy(update={"models_dir": self.models_dir.absolute()})
+        absolute = self.model_copy(
+            update={"models_dir": self.models_dir.absolute(), "hub_cache": self.hub_cache_folder}
+        )
         write_atomic(self.state_dir / _RUNNING_FILE, absolute.model_dump_json(exclude_unset=True))
 
 

@@ -8,9 +8,12 @@ import asyncio
 from collections.abc import Callable
 
 from reconciler.core.desired import Desired
+from reconciler.core.model_source import copies_in
 from reconciler.core.plan import Do, Plan, Step
 from reconciler.core.planner import observed_digest
+from reconciler.core.render import adapter_names
 from reconciler.core.state import Application, Json, Observed, Record
+from reconciler.core.weights import Copy, Phase
 from reconciler.edge.edge import Edge
 from reconciler.host.log import get_logger
 from reconciler.loop.memory import Memory
@@ -19,10 +22,18 @@ from reconciler.ray_serve.client import ServeClient, ServeRefusedError
 from reconciler.ray_serve.observed import applications
 from reconciler.ray_serve.reasons import is_vague, reason_from_log
 from reconciler.ray_serve.schema import complaint_about
+from reconciler.weights.store import WeightStore
 
 log = get_logger()
 
 _EVENTS = {Do.START: "model.start", Do.UPDATE: "model.update", Do.REMOVE: "model.remove"}
+
+
+def copies_in_use(observed: Observed, cache: str) -> frozenset[Copy]:
+    """Copies that are read by what runs, or by what may come back."""
+    configs = [app.config for app in observed.applications.values()]
+    configs += [record.previous for record in observed.records.values()]
+    return frozenset(copy for config in configs if config is not None for copy in copies_in(config, cache))
 
 
 class Actor:
@@ -35,6 +46,7 @@ class Actor:
         serve_url: Serve's HTTP proxy.
         first_put: Settings of a Serve instance that has to be started.
         probe_timeout: Seconds that a version may take to answer its first request.
+        weights: Fetches what is missing.
         wake: Called when a probe ended, so that the loop takes its next turn at once.
     """
 
@@ -47,6 +59,7 @@ class Actor:
         serve_url: str,
         first_put: Json,
         probe_timeout: float,
+        weights: WeightStore,
         wake: Callable[[], None],
     ) -> None:
         self._serve = serve
@@ -55,6 +68,7 @@ class Actor:
         self._serve_url = serve_url
         self._first_put = first_put
         self._probe_timeout = probe_timeout
+        self._weights = weights
         self._wake = wake
         self._probes: dict[str, asyncio.Task[None]] = {}
 
@@ -74,6 +88,7 @@ class Actor:
             self._keep_previous(step, observed)
         for step in by_kind.get(Do.RECORD, ()):
             self._record(step, desired)
+        self._fetch(by_kind.get(Do.FETCH, []), desired, observed)
         await self._route(by_kind.get(Do.ROUTE, []), by_kind.get(Do.UNROUTE, []), observed)
         for step in by_kind.get(Do.PROBE, ()):
             self._start_probe(step, desired)
@@ -123,6 +138,16 @@ class Actor:
         self._memory.forgive(target.application)
         log.info("model.recorded", model=step.model, application=step.application, revision=desired.revision)
 
+    def _fetch(self, steps: list[Step], desired: Desired, observed: Observed) -> None:
+        wanted: dict[Copy, str] = {}
+        for step in steps:
+            for copy, revision in desired.targets[step.model].copies.items():
+                state = observed.weights.get(copy)
+                if state is None or state.phase is not Phase.READY:
+                    wanted[copy] = revision
+        needed = {copy for target in desired.targets.values() for copy in target.copies}
+        self._weights.fetch_only(wanted, needed | copies_in_use(observed, str(self._weights.cache.root)))
+
     async def _route(self, on: list[Step], off: list[Step], observed: Observed) -> None:
         if not on and not off:
             return
@@ -131,6 +156,11 @@ class Actor:
             routes.pop(step.model, None)
         for step in on:
             routes[step.model] = step.application
+        # An adapter is asked for by its own name, at its model's application.
+        for application in list(routes.values()):
+            app = observed.applications.get(application)
+            names = adapter_names(app.config or {}) if app is not None else ()
+            routes |= dict.fromkeys(names, application)
         await self._edge.set_routes(routes)
         for step in off:
             log.info("traffic.stopped", model=step.model, application=step.application, cause=step.why)

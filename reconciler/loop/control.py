@@ -9,10 +9,12 @@ from starlette.routing import Route
 
 from reconciler.core.plan_json import plan_to_json
 from reconciler.core.turn import Options
+from reconciler.core.weights_json import states_to_json
 from reconciler.loop.loop import Loop
+from reconciler.weights.store import WeightStore
 
 
-def control_app(loop: Loop) -> Starlette:
+def control_app(loop: Loop, weights: WeightStore) -> Starlette:
     """The ASGI application behind the control socket."""
 
     async def reconcile(request: Request) -> JSONResponse:
@@ -27,4 +29,12 @@ def control_app(loop: Loop) -> Starlette:
         problems = [str(problem) for problem in look.desired.problems]
         return JSONResponse({"plan": plan_to_json(look.plan), "problems": problems})
 
-    return Starlette(routes=[Route("/reconcile", reconcile, methods=["POST"])])
+    async def downloads(_: Request) -> JSONResponse:
+        return JSONResponse(states_to_json(weights.under_way()))
+
+    return Starlette(
+        routes=[
+            Route("/reconcile", reconcile, methods=["POST"]),
+            Route("/downloads", downloads, methods=["GET"]),
+        ]
+    )

@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-from reconciler.core.desired import Desired, Snapshot, compile_desired
+from reconciler.core.desired import Desired, Snapshot, compile_desired, wanted_in
+from reconciler.core.parse import ParsedSet, parse_all
 from reconciler.core.plan import Plan
 from reconciler.core.planner import make_plan
 from reconciler.core.render import Renderer
 from reconciler.core.state import Observed
 from reconciler.core.turn import Options
+from reconciler.core.weights import Resolutions
 from reconciler.edge.edge import EdgeUnreachableError
 from reconciler.host.log import get_logger
 from reconciler.loop.act import Actor
@@ -24,6 +26,7 @@ from reconciler.loop.observe import Observer
 from reconciler.loop.report import Reporter
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
 from reconciler.sources.folder import FolderSource
+from reconciler.weights.store import WeightStore
 
 log = get_logger()
 
@@ -52,6 +55,7 @@ class Loop:
         renderer: Renderer,
         observer: Observer,
         memory: Memory,
+        weights: WeightStore,
         *,
         options: Options,
     ) -> None:
@@ -59,7 +63,9 @@ class Loop:
         self._renderer = renderer
         self._observer = observer
         self._memory = memory
-        self._compiled: tuple[Snapshot, Desired] | None = None
+        self._weights = weights
+        self._parsed: tuple[Snapshot, ParsedSet] | None = None
+        self._compiled: tuple[ParsedSet, Resolutions, Desired] | None = None
         self._woken = asyncio.Event()
         self._settled = asyncio.Condition()
         self._asked = asyncio.Lock()
@@ -71,15 +77,20 @@ class Loop:
         """Take the next turn now."""
         self._woken.set()
 
-    async def look(self) -> Look:
+    async def look(self, *, patience: float = 0.0) -> Look:
         """Observe and plan, and change nothing.
+
+        Args:
+            patience: Seconds to wait for the hub, for one who looks only once. The loop itself never waits for it.
 
         Raises:
             ServeUnreachableError: The cluster could not be observed; nothing may be concluded.
         """
         snapshot = await self._source.read()
-        desired = self._compile(snapshot)
-        observed = await self._observer.observe(desired)
+        parsed = self._parse(snapshot)
+        resolutions = await self._weights.resolve(wanted_in(parsed), patience=patience)
+        desired = self._compile(snapshot, parsed, resolutions)
+        observed = await self._observer.observe(desired, sizes=patience > 0)
         return Look(desired, observed, make_plan(desired, observed, self.options))
 
     async def turn(self, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:
@@ -141,6 +152,8 @@ class Loop:
         """For `watch` in another task: wake it, and wait until it is settled with these options in force."""
         async with self._asked:
             before, self.options = self.options, options
+            if options.retry_failed:
+                self._weights.forgive()
             try:
                 async with self._settled:
                     # The turn that runs now may have read the files before we were asked.
@@ -164,10 +177,16 @@ class Loop:
             self._turns += 1
             self._settled.notify_all()
 
-    def _compile(self, snapshot: Snapshot) -> Desired:
-        if self._compiled is None or self._compiled[0] != snapshot:
-            self._compiled = (snapshot, compile_desired(snapshot, self._renderer))
-        return self._compiled[1]
+    def _parse(self, snapshot: Snapshot) -> ParsedSet:
+        if self._parsed is None or self._parsed[0] != snapshot:
+            self._parsed = (snapshot, parse_all(snapshot.files))
+        return self._parsed[1]
+
+    def _compile(self, snapshot: Snapshot, parsed: ParsedSet, resolutions: Resolutions) -> Desired:
+        if self._compiled is None or self._compiled[0] is not parsed or self._compiled[1] != resolutions:
+            desired = compile_desired(snapshot, self._renderer, resolutions, parsed=parsed)
+            self._compiled = (parsed, resolutions, desired)
+        return self._compiled[2]
 
     def _forget(self, look: Look) -> None:
         wanted = set(look.desired.targets)
@@ -177,4 +196,5 @@ class Loop:
         }
         self._memory.forget_models(set(self._memory.records) - wanted - alive - held)
         previous = {r.previous["name"] for r in self._memory.records.values() if r.previous is not None}
+        self._weights.forget_models(wanted | alive | held)
         self._memory.forget_failures({t.application for t in look.desired.targets.values()} | previous)

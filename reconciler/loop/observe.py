@@ -12,11 +12,17 @@ from pathlib import Path
 from typing import Protocol
 
 from reconciler.core.desired import Desired
+from reconciler.core.render import adapter_names
 from reconciler.core.state import Application, Node, Observed
+from reconciler.core.weights import Copy, CopyState, Role
 from reconciler.edge.edge import Edge, EdgeUnreachableError
 from reconciler.loop.memory import Memory
 from reconciler.ray_serve.client import ServeClient
 from reconciler.ray_serve.observed import applications, nodes, serve_settings
+from reconciler.weights.store import WeightStore
+
+_MARKS = {Role.MODEL: "config.json", Role.ADAPTER: "adapter_config.json", Role.TOKENIZER: ""}
+_FIELDS = {Role.MODEL: "source.path", Role.ADAPTER: "adapters.path", Role.TOKENIZER: "source.tokenizer"}
 
 
 class InFlightCounter(Protocol):
@@ -36,6 +42,7 @@ class Observer:
         serve: An open client.
         edge: The front door's first half.
         memory: What was remembered.
+        weights: The weights on disk, and on their way.
         activator: The front door's second half, where it runs in this process.
         with_gpus: Read the cluster's GPUs; False where no model can reserve any.
         wall_clock: Seconds since the epoch.
@@ -46,6 +53,7 @@ class Observer:
         serve: ServeClient,
         edge: Edge,
         memory: Memory,
+        weights: WeightStore,
         *,
         activator: InFlightCounter | None = None,
         with_gpus: bool = False,
@@ -54,19 +62,27 @@ class Observer:
         self._serve = serve
         self._edge = edge
         self._memory = memory
+        self._weights = weights
         self._activator = activator
         self._with_gpus = with_gpus
         self._wall_clock = wall_clock
 
-    async def observe(self, desired: Desired) -> Observed:
+    async def observe(self, desired: Desired, *, sizes: bool = False) -> Observed:
         """Everything at one time.
+
+        Args:
+            desired: The model files: what they need is looked for.
+            sizes: Find out how large downloads would be, which takes a request to the hub for each.
 
         Raises:
             ServeUnreachableError: Ray's dashboard or Serve's controller did not answer.
         """
         instance = await self._serve.instance()
-        routes = await self._edge.routes()
-        apps = self._memory.see(applications(instance), routes)
+        found = applications(instance)
+        # An adapter has a route of its own to its model's application.
+        adapters = {name for app in found.values() for name in adapter_names(app.config or {})}
+        routes = {model: name for model, name in (await self._edge.routes()).items() if model not in adapters}
+        apps = self._memory.see(found, routes)
         in_flight, idle = await self._usage()
         return Observed(
             applications=apps,
@@ -83,8 +99,17 @@ class Observer:
             records=dict(self._memory.records),
             failures=dict(self._memory.failures),
             missing_paths=_missing_paths(desired),
+            weights=await self._weights_for(desired, apps, sizes=sizes),
             now=self._wall_clock(),
         )
+
+    async def _weights_for(
+        self, desired: Desired, apps: Mapping[str, Application], *, sizes: bool
+    ) -> dict[Copy, CopyState]:
+        # What is up has read its weights.
+        waiting = [target for target in desired.targets.values() if target.application not in apps]
+        copies = {copy for target in waiting for copy in target.copies}
+        return await self._weights.states(copies, sizes=sizes) if copies else {}
 
     async def _nodes(self, apps: Mapping[str, Application]) -> tuple[Node, ...]:
         if not self._with_gpus:
@@ -115,13 +140,13 @@ class Observer:
 def _missing_paths(desired: Desired) -> dict[str, str]:
     missing: dict[str, str] = {}
     for target in desired.targets.values():
-        if target.path is None:
-            continue
-        folder = Path(target.path)
-        if not folder.is_dir():
-            missing[target.path] = f"source.path {target.path} is not a folder"
-        elif not os.access(folder, os.R_OK | os.X_OK):
-            missing[target.path] = f"source.path {target.path} cannot be read"
-        elif not (folder / "config.json").is_file():
-            missing[target.path] = f"source.path {target.path} holds no config.json, so it is no model folder"
+        for path, role in target.paths.items():
+            folder, needed = Path(path), _MARKS[role]
+            if not folder.is_dir():
+                missing[path] = f"{_FIELDS[role]} {path} is not a folder"
+            elif not os.access(folder, os.R_OK | os.X_OK):
+                missing[path] = f"{_FIELDS[role]} {path} cannot be read"
+            elif needed and not (folder / needed).is_file():
+                kind = "LoRA adapter" if role is Role.ADAPTER else "model folder"
+                missing[path] = f"{_FIELDS[role]} {path} holds no {needed}, so it is no {kind}"
     return missing

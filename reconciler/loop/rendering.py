@@ -18,5 +18,7 @@ def make_renderer(settings: Settings) -> Renderer:
         device=settings.device,
         simulate_gpus=settings.simulate_gpus,
         cpu_threads=settings.cpu_threads or os.cpu_count() or 1,
+        hub_cache=str(settings.hub_cache_folder),
+        allow_code=settings.allow_code,
     )
     return Renderer(read_template("application.json.j2", settings.templates_dir), platform)

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
@@ -12,13 +12,16 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from reconciler.activator.app import Activator
 from reconciler.activator.server import serve, serve_unix
+from reconciler.core.state import Observed
 from reconciler.core.turn import Options
+from reconciler.core.weights import Copy, CopyState
+from reconciler.core.weights_json import states_from_json
 from reconciler.edge.edge import Edge, EdgeStartError
 from reconciler.edge.options import EdgeOptions
 from reconciler.host.log import get_logger
 from reconciler.host.settings import Settings
 from reconciler.host.templates import read_template
-from reconciler.loop.act import Actor
+from reconciler.loop.act import Actor, copies_in_use
 from reconciler.loop.control import control_app
 from reconciler.loop.front_door import FrontDoor
 from reconciler.loop.loop import Look, Loop
@@ -26,14 +29,19 @@ from reconciler.loop.memory import Memory
 from reconciler.loop.observe import Observer
 from reconciler.loop.rendering import make_renderer
 from reconciler.loop.report import Reporter
+from reconciler.loop.weights import make_weights
 from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
+from reconciler.ray_serve.observed import applications
 from reconciler.sources.folder import FolderSource
 from reconciler.sources.watch import watch_folder
+from reconciler.weights.store import WeightStore
 
 log = get_logger()
 
 CONTROL_SOCKET = "control.sock"
 EDGE_CHECK_SECONDS = 1.0
+HUB_PATIENCE_SECONDS = 20.0
+"""How long one who looks only once waits for the hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +54,18 @@ class Parts:
     reporter: Reporter
     edge: Edge
     activator: Activator
+    weights: WeightStore
 
 
 @contextlib.asynccontextmanager
-async def assembled(settings: Settings, options: Options, *, with_activator: bool = False) -> AsyncIterator[Parts]:
+async def assembled(
+    settings: Settings,
+    options: Options,
+    *,
+    with_activator: bool = False,
+    read_only: bool = False,
+    ask_hub: bool = True,
+) -> AsyncIterator[Parts]:
     """A reconciler that is ready to look, and where wanted to act."""
     memory = Memory(settings.state_dir)
     async with ServeClient(settings.ray_dashboard, settings.ray_token_path) as client:
@@ -57,14 +73,18 @@ async def assembled(settings: Settings, options: Options, *, with_activator: boo
         serve_url = f"http://{settings.serve_host}:{port}"
         edge = make_edge(settings, port)
         activator = Activator(serve_url)
+        weights = make_weights(settings, read_only=read_only, ask_hub=ask_hub)
         observer = Observer(
             client,
             edge,
             memory,
+            weights,
             activator=activator if with_activator else None,
             with_gpus=settings.device == "cuda" or settings.simulate_gpus,
         )
-        loop = Loop(FolderSource(settings.models_dir), make_renderer(settings), observer, memory, options=options)
+        source = FolderSource(settings.models_dir)
+        loop = Loop(source, make_renderer(settings), observer, memory, weights, options=options)
+        weights.wake = loop.wake
         actor = Actor(
             client,
             edge,
@@ -75,13 +95,15 @@ async def assembled(settings: Settings, options: Options, *, with_activator: boo
                 "http_options": {"host": settings.serve_host, "port": settings.serve_port},
             },
             probe_timeout=settings.probe_timeout,
+            weights=weights,
             wake=loop.wake,
         )
         try:
             front_door = FrontDoor(edge, activator if with_activator else None)
-            yield Parts(loop, actor, front_door, Reporter(), edge, activator)
+            yield Parts(loop, actor, front_door, Reporter(), edge, activator, weights)
         finally:
             await actor.close()
+            await weights.close()
 
 
 def make_edge(settings: Settings, serve_port: int) -> Edge:
@@ -113,16 +135,49 @@ async def find_edge(settings: Settings) -> Edge:
         return make_edge(settings, settings.serve_port)
 
 
-async def look_once(settings: Settings, options: Options) -> Look:
-    """Observe and plan, and change nothing: no file, no download, no PUT."""
-    async with assembled(settings, options) as parts:
-        return await parts.loop.look()
+async def look_once(settings: Settings, options: Options, *, ask_hub: bool = True) -> Look:
+    """Observe and plan, and change nothing: no file, no download, no PUT.
+
+    Args:
+        settings: The operator's.
+        options: What bears on the plan.
+        ask_hub: Find out where branches point and how large downloads would be; else what is known has to do.
+    """
+    async with assembled(settings, options, read_only=True, ask_hub=ask_hub) as parts:
+        look = await parts.loop.look(patience=HUB_PATIENCE_SECONDS if ask_hub else 0.0)
+    under_way = await downloads_under_way(settings.state_dir)
+    observed = replace(look.observed, weights={**look.observed.weights, **under_way})
+    return replace(look, observed=observed)
 
 
-async def converge_once(settings: Settings, options: Options) -> Look:
-    """Make the cluster match the files, then return."""
-    async with assembled(settings, options) as parts:
+async def converge_once(
+    settings: Settings, options: Options, on_downloads: Callable[[Mapping[Copy, CopyState]], None]
+) -> Look:
+    """Make the cluster match the files, then return.
+
+    Args:
+        settings: The operator's.
+        options: What bears on the plan.
+        on_downloads: Called with the downloads that are under way, whenever they change.
+    """
+    async with assembled(settings, options) as parts, _shown(parts.weights, on_downloads):
         return await parts.loop.converge(parts.actor, parts.front_door, parts.reporter)
+
+
+@contextlib.asynccontextmanager
+async def _shown(
+    weights: WeightStore, on_downloads: Callable[[Mapping[Copy, CopyState]], None]
+) -> AsyncIterator[None]:
+    async def show() -> None:
+        async for states in weights.subscribe():
+            on_downloads(states)
+
+    task = asyncio.create_task(show())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def watch(settings: Settings, options: Options) -> None:
@@ -141,7 +196,7 @@ async def watch(settings: Settings, options: Options) -> None:
         socket = settings.state_dir / CONTROL_SOCKET
         tasks = [
             asyncio.create_task(serve(parts.activator.asgi, "127.0.0.1", settings.activator_port)),
-            asyncio.create_task(serve_unix(control_app(parts.loop), socket)),
+            asyncio.create_task(serve_unix(control_app(parts.loop, parts.weights), socket)),
             asyncio.create_task(watch_folder(settings.models_dir, parts.loop.wake)),
             asyncio.create_task(
                 parts.loop.watch(
@@ -200,6 +255,35 @@ async def ask_running(state_dir: Path, *, allow_removals: bool, retry_failed: bo
         answer.raise_for_status()
         outcome: dict[str, object] = await answer.json()
         return outcome
+
+
+async def copies_in_use_now(settings: Settings) -> frozenset[Copy]:
+    """The copies in the hub's cache that are read by what runs, or by what may come back.
+
+    Raises:
+        ServeUnreachableError: Nobody can tell.
+    """
+    async with ServeClient(settings.ray_dashboard, settings.ray_token_path) as client:
+        running = applications(await client.instance())
+    records = Memory(settings.state_dir).records
+    return copies_in_use(Observed(applications=running, records=records), str(settings.hub_cache_folder))
+
+
+async def downloads_under_way(state_dir: Path) -> dict[Copy, CopyState]:
+    """What the reconciler that runs here is downloading; nothing where none runs or it does not answer."""
+    socket = state_dir / CONTROL_SOCKET
+    if not socket.exists():
+        return {}
+    timeout = aiohttp.ClientTimeout(total=2)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket)), timeout=timeout) as session,
+            session.get("http://reconciler/downloads") as answer,
+        ):
+            answer.raise_for_status()
+            return states_from_json(await answer.json())
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        return {}
 
 
 async def _serve_port(client: ServeClient, settings: Settings) -> int:

@@ -6,15 +6,24 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
 sys.path.insert(0, str(Path(__file__).parent))
 
+from hub_server import Hub
 from stack import REPOSITORY, Stack, running_stack
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def hub() -> Iterator[Hub]:
+    """A hub of the tests' own; empty."""
+    with Hub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Iterator[Stack]:
     """`./start.sh --demo` in an empty folder."""
     if not (REPOSITORY / ".venv" / "bin" / "reconcile").exists():
         pytest.fail("the end-to-end tests run in the environment that ./start.sh --test makes")
-    with running_stack(tmp_path_factory.mktemp("stack")) as running:
+    with running_stack(tmp_path_factory.mktemp("stack"), hub_url=hub.url) as running:
         yield running

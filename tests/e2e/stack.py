@@ -31,7 +31,7 @@ def free_ports(count: int) -> list[int]:
 class Stack:
     """One running system in a folder of its own, on ports of its own, beside whatever else runs here."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, hub_url: str = "") -> None:
         names = (
             "RAY_PORT", "DASHBOARD_PORT", "RAY_AGENT_PORT", "RAY_CLIENT_PORT", "HAPROXY_STATS_PORT",
             "HAPROXY_METRICS_PORT", "FALLBACK_PORT", "SERVE_PORT", "LISTEN_PORT", "ACTIVATOR_PORT",
@@ -53,7 +53,8 @@ class Stack:
             "RECONCILE_SIMULATE_GPUS": "1",
             "RECONCILE_CPU_THREADS": "1",
             "RECONCILE_MAX_LOADS": "2",
-            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(folder / "hf"),
+            **({"HF_ENDPOINT": hub_url} if hub_url else {"HF_HUB_OFFLINE": "1"}),
             # For the foreign application, which Ray imports by name.
             "PYTHONPATH": str(Path(__file__).parent),
         }
@@ -109,7 +110,7 @@ class Stack:
     def stop(self) -> None:
         """`./start.sh --stop`."""
         # Its words are not for the output of whoever uses a stack: a benchmark prints JSON there.
-        command = [REPOSITORY / "start.sh", "--stop"]
+        command = [str(REPOSITORY / "start.sh"), "--stop"]
         subprocess.run(command, env=self.environment, cwd=self.folder, check=True, stdout=subprocess.DEVNULL)
 
     def settings(self) -> dict[str, str]:
@@ -218,9 +219,9 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running_stack(folder: Path) -> Iterator[Stack]:
+def running_stack(folder: Path, *, hub_url: str = "") -> Iterator[Stack]:
     """A started stack; everything it started is gone afterwards."""
-    stack = Stack(folder)
+    stack = Stack(folder, hub_url=hub_url)
     try:
         stack.start()
         yield stack

@@ -16,6 +16,8 @@ import aiohttp
 import openai
 import psutil
 import pytest
+from hub_server import Hub, Reset
+from lora import adapter_files
 from stack import LOAD_SECONDS, Stack
 from traffic import Traffic
 
@@ -301,6 +303,55 @@ def test_the_edge_is_started_again(stack: Stack) -> None:
     os.kill(pid, signal.SIGKILL)
     stack.wait_for(lambda: _chats(stack, CHAT), "the front door is back", 30)
     assert int((stack.state / "edge" / "edge.pid").read_text().split()[0]) != pid
+
+
+def test_a_model_from_the_hub_ends_in_a_served_answer(stack: Stack, hub: Hub) -> None:
+    """A file that names a repository: fetched, verified, served offline; its adapter under a name of its own."""
+    weights = stack.state / "demo" / "weights" / CHAT
+    model = {path.name: path.read_bytes() for path in weights.iterdir() if path.is_file()}
+    commit = hub.repo("org/tiny", {**model, "pytorch_model.bin": b"pickle", "README.md": b"# tiny"})
+    adapter = hub.repo("org/tiny-lora", adapter_files())
+    hub.fault(Reset(after=100_000), path="model.safetensors")
+    file = (
+        "name: from-hub\n"
+        "source: {repo: org/tiny}\n"
+        "adapters: [{name: from-hub-lora, repo: org/tiny-lora}]\n"
+        "engine: {max_model_len: 256, max_lora_rank: 8, kv_cache_memory_gib: 0.25, args: {enforce_eager: true}}\n"
+        "resources: {accelerator: cpu}\n"
+        "lifecycle: {policy: pinned}\n"
+    )
+    plan, code = stack.plan({"from-hub": file})
+    assert code == 2
+    (change,) = plan["changes"]
+    wanted = {"org/tiny": commit, "org/tiny-lora": adapter}
+    assert {each["repo"]: each["commit"] for each in change["downloads"]} == wanted
+    assert all(each["total"] > 0 == each["done"] for each in change["downloads"])
+    assert not (stack.folder / "hf" / "hub").exists(), "a dry run wrote something"
+
+    stack.write("from-hub", file)
+    stack.wait_loaded("from-hub")
+    assert hub.pending == 0
+    row = stack.status()["from-hub"]
+    assert {(each["repo"], each["commit"], each["phase"]) for each in row["weights"]} == {
+        ("org/tiny", commit, "ready"),
+        ("org/tiny-lora", adapter, "ready"),
+    }
+    assert {event["repo"] for event in stack.events("download.finished")} == set(wanted)
+    client = openai.OpenAI(base_url=stack.url, api_key="none", max_retries=0)
+    answers = {
+        name: client.completions.create(model=name, prompt="the quick", max_tokens=8, temperature=0)
+        .choices[0]
+        .text
+        for name in (CHAT, "from-hub", "from-hub-lora")
+    }
+    assert answers["from-hub"] == answers[CHAT], "these are the same weights"
+    assert answers["from-hub-lora"] != answers["from-hub"], "the adapter changes nothing"
+    asked = {request.file for request in hub.requests if request.repo == "org/tiny" and request.file}
+    assert asked.isdisjoint({"pytorch_model.bin", "README.md"})
+    assert stack.reconcile("--dry-run").returncode in (0, 3)
+
+    (stack.models / "from-hub.yaml").unlink()
+    stack.wait_for(lambda: "from-hub" not in stack.status(), "it is gone", 90)
 
 
 def test_without_room_for_two_the_old_version_goes_first_and_comes_back(stack: Stack) -> None:

@@ -142,7 +142,7 @@ class World:
             draining=self.memory.draining(),
             records=dict(self.memory.records),
             failures=dict(self.memory.failures),
-            missing_paths={t.path: "no such folder" for t in desired.targets.values() if t.path},
+            missing_paths={path: "no such folder" for t in desired.targets.values() for path in t.paths},
             now=self.now,
         )
 

@@ -19,6 +19,7 @@ from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Plan, Refus
 from reconciler.core.plan_json import plan_to_json
 from reconciler.core.safety import ALLOW_FLAG
 from reconciler.core.spec import ALLOWED_ENGINE_ARGS, ModelSpec
+from reconciler.core.weights import Phase
 from reconciler.edge.replies import reply_files
 from reconciler.host.settings import Settings
 
@@ -268,6 +269,13 @@ def test_every_routed_path_and_state_is_documented_and_no_other() -> None:
     text = read("front-door.md")
     assert sorted(quoted(between(text, "paths"))) == sorted(ROUTED_PATHS)
     assert {quoted(row[0])[0] for row in rows(text, "`status.value`")} == {state.value for state in ModelState}
+
+
+# --- weights ----------------------------------------------------------------------------------------------
+
+
+def test_the_phases_of_a_download_are_those_of_the_code() -> None:
+    assert quoted(between(read("weights.md"), "phases")) == [phase.value for phase in Phase]
 
 
 # --- all pages --------------------------------------------------------------------------------------------

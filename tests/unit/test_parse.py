@@ -85,8 +85,8 @@ def test_a_later_step_can_point_into_the_file() -> None:
     ("text", "expected"),
     [
         # Unknown keys: what is allowed, what was meant, where it belongs.
-        (SOURCE + "aliasses: [a]\n", ("2:1: unknown key 'aliasses'; allowed: aliases, description, engine, labels,"
-         " lifecycle, name, resources, source, task (did you mean 'aliases'?)")),
+        (SOURCE + "aliasses: [a]\n", ("2:1: unknown key 'aliasses'; allowed: adapters, aliases, description,"
+         " engine, labels, lifecycle, name, resources, source, task (did you mean 'aliases'?)")),
         (SOURCE + "engine: {max-model-len: 4}\n", ("2:10: unknown key 'max-model-len' under engine; *"
          " (did you mean 'max_model_len'?)")),
         (SOURCE + "max_model_len: 4\n", "2:1: unknown key 'max_model_len'; * (it belongs under engine:)"),

@@ -58,8 +58,8 @@ def test_no_string_of_a_file_can_add_anything_to_the_application(
     )
     assert target.fields["description"] == description
     llm = target.config["args"]["llm_configs"][0]
-    assert llm["model_loading_config"]["model_source"] == target.path
-    assert llm["model_loading_config"]["tokenizer_source"] == tokenizer
+    assert [llm["model_loading_config"]["model_source"]] == list(target.paths)
+    assert llm["engine_kwargs"]["tokenizer"] == tokenizer
     assert llm["engine_kwargs"]["hf_overrides"] == {label: [path]}
     assert llm["engine_kwargs"]["chat_template_content_format"] == description
     assert target.config.keys() == plain.config.keys()
@@ -81,6 +81,9 @@ def other_value(path: str, value: Any) -> Any:
         "engine.quantization": "awq",
         "engine.gpu_memory_utilization": 0.5,
         "engine.args": {"seed": 1},
+        "engine.max_lora_rank": 32,
+        "adapters": [{"name": "b", "path": "/lora"}],
+        "source.tokenizer_revision": "v2",
         "resources.accelerator": "H100",
         "resources.replicas.max": 3,
         "aliases": ["x"],
@@ -116,7 +119,8 @@ def test_the_digest_depends_on_every_engine_field_and_on_no_other(path: str, val
     """Through the fields of the class itself, so that a new one cannot be forgotten."""
     document: dict[str, Any] = {
         "name": "m",
-        "source": {"repo": "o/m"},
+        "source": {"repo": "o/m", "tokenizer": "o/t"},
+        "adapters": [{"name": "a", "path": "/a"}],
         "resources": {"replicas": {"min": 1, "max": 9}},
     }
     before = compiled(**document)
@@ -137,8 +141,8 @@ def test_the_digest_depends_on_every_engine_field_and_on_no_other(path: str, val
 
 
 def test_a_local_path_starts_at_the_folder_of_the_files() -> None:
-    assert compiled(source={"path": "../weights/x/"}).path == "/weights/x"
-    assert compiled(source={"path": "/abs"}).path == "/abs"
+    assert list(compiled(source={"path": "../weights/x/"}).paths) == ["/weights/x"]
+    assert list(compiled(source={"path": "/abs"}).paths) == ["/abs"]
     assert compiled(source={"path": "a"}).application != compiled(source={"path": "b"}).application
 
 

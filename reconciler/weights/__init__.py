@@ -1,0 +1,1 @@
+"""Weights: from the hub to a verified copy in the hub's standard cache."""

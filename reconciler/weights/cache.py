@@ -1,0 +1,164 @@
+"""The hub's standard cache on disk: blobs by hash, snapshots of links to them, refs. The layout is the hub's own.
+
+    models--org--name/blobs/<etag>            content, named by its hash
+    models--org--name/snapshots/<commit>/...  links to blobs
+    models--org--name/refs/<revision>         a commit
+
+Only files that were verified get their final name here, so whatever has one is whole, until somebody changes it.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from reconciler.core.choose_files import RepoFile
+
+_PARTIAL_SUFFIX = ".reconcile.incomplete"
+_HASH_CHUNK = 2**20
+_SHA256_DIGITS = 64
+_LOCK_POLL_SECONDS = 1.0
+
+
+class HubCache:
+    """A cache folder, which other tools use too.
+
+    Args:
+        root: What `HF_HUB_CACHE` names. Made when something is written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, repo: str) -> Path:
+        """Everything of one repository."""
+        return self.root / f"models--{repo.replace('/', '--')}"
+
+    def blob(self, repo: str, etag: str) -> Path:
+        """Verified content."""
+        return self.folder(repo) / "blobs" / etag
+
+    def partial(self, repo: str, etag: str) -> Path:
+        """Content as far as it came. Not a name that the hub's own tools use, because they never continue one."""
+        return self.folder(repo) / "blobs" / f"{etag}{_PARTIAL_SUFFIX}"
+
+    def snapshot(self, repo: str, commit: str) -> Path:
+        """The folder that engines read."""
+        return self.folder(repo) / "snapshots" / commit
+
+    def commit_of(self, repo: str, revision: str) -> str:
+        """The commit that a revision was when anybody fetched it last; empty where nobody did."""
+        try:
+            text = (self.folder(repo) / "refs" / revision).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
+        return text if is_commit(text) else ""
+
+    def write_ref(self, repo: str, revision: str, commit: str) -> None:
+        """Note which commit a branch or tag is."""
+        if is_commit(revision):
+            return
+        path = self.folder(repo) / "refs" / revision
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.commit_of(repo, revision) != commit:
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_text(commit, encoding="ascii")
+            temporary.replace(path)
+
+    def bytes_there(self, repo: str, file: RepoFile) -> int:
+        """How many bytes of a file are on disk, verified or not."""
+        for path in (self.blob(repo, file.etag), self.partial(repo, file.etag)):
+            with contextlib.suppress(OSError):
+                return min(path.stat().st_size, file.size)
+        return 0
+
+    def link(self, repo: str, commit: str, file: RepoFile) -> None:
+        """Let the snapshot's file be the verified blob."""
+        pointer = self.snapshot(repo, commit) / file.path
+        target = os.path.relpath(self.blob(repo, file.etag), pointer.parent)
+        if pointer.is_symlink() and str(pointer.readlink()) == target:
+            return
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.symlink_to(target)
+        except OSError:
+            # A file system without links: a second copy, as the hub's own tools make.
+            shutil.copyfile(self.blob(repo, file.etag), temporary)
+        temporary.replace(pointer)
+
+    def free(self) -> int:
+        """Bytes free on the cache's disk."""
+        folder = self.root
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
+    def size(self) -> int:
+        """Bytes of all blobs of models, partial ones included."""
+        total = 0
+        for blob in self.root.glob("models--*/blobs/*"):
+            with contextlib.suppress(OSError):
+                total += blob.lstat().st_size
+        return total
+
+    @contextlib.contextmanager
+    def lock(self, repo: str, etag: str, give_up: Callable[[], None]) -> Iterator[None]:
+        """Be the only one who writes this blob, also against the hub's own tools. The lock goes with the process.
+
+        Args:
+            repo: The repository.
+            etag: The blob.
+            give_up: Called while waiting; raises to stop it.
+        """
+        from filelock import FileLock, Timeout  # noqa: PLC0415 -- comes with huggingface_hub, and only fetching needs it
+
+        path = self.root / ".locks" / f"models--{repo.replace('/', '--')}" / f"{etag}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, mode=0o664)
+        while True:
+            try:
+                lock.acquire(timeout=_LOCK_POLL_SECONDS)
+                break
+            except Timeout:
+                give_up()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def is_commit(text: str) -> bool:
+    """The text is a commit's full name."""
+    return len(text) == 40 and all(letter in "0123456789abcdef" for letter in text)  # noqa: PLR2004
+
+
+def hasher_for(etag: str, size: int) -> Any:  # noqa: ANN401 -- hashlib's own type has no public name
+    """What a file's content is hashed with, so that the result is its etag: SHA-256, or git's SHA-1 of a blob."""
+    if len(etag) == _SHA256_DIGITS:
+        return hashlib.sha256()
+    return hashlib.sha1(b"blob %d\0" % size)  # noqa: S324 -- git's name for a blob, which the hub gives
+
+
+def feed(hasher: Any, path: Path, step: Callable[[int], None]) -> int:  # noqa: ANN401
+    """Hash what a file holds.
+
+    Args:
+        hasher: Takes the content.
+        path: The file.
+        step: Called with the number of bytes of each piece; may raise to stop.
+
+    Returns:
+        How many bytes it was.
+    """
+    total = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            hasher.update(chunk)
+            total += len(chunk)
+            step(len(chunk))
+    return total

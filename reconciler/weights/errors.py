@@ -1,0 +1,51 @@
+"""What can go wrong on the way from the hub to the disk, sorted by what helps."""
+
+import re
+from enum import StrEnum
+
+_QUERY = re.compile(r"(https?://[^\s'\"<>?]+)\?[^\s'\"<>]*")
+_USERINFO = re.compile(r"(https?://)[^/\s@'\"]+@")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{6,}|\bapi_org_[A-Za-z0-9_]+|(?i:\bbearer\s+)[^\s'\"]+")
+_LONGEST = 400
+
+
+class Trouble(StrEnum):
+    """Who can do something about it."""
+
+    UNREACHABLE = "the hub does not answer"
+    BUSY = "the hub wants us to slow down"
+    DENIED = "the hub refuses"
+    REFUSED = "we refuse"
+    NO_SPACE = "the disk is full"
+    CORRUPT = "the content is not what the hub listed"
+    OFFLINE = "offline"
+
+
+class WeightsError(Exception):
+    """A copy could not be made. What is on disk of it stays, and the next try goes on from there.
+
+    Attributes:
+        trouble: What kind of trouble it is.
+        retry_after: Seconds that the hub asked us to wait, if it did.
+    """
+
+    def __init__(self, trouble: Trouble, text: str, *, retry_after: float | None = None) -> None:
+        super().__init__(scrub(text))
+        self.trouble = trouble
+        self.retry_after = retry_after
+
+    @property
+    def passes(self) -> bool:
+        """It may be over in a moment, without anybody's help."""
+        return self.trouble in (Trouble.UNREACHABLE, Trouble.BUSY)
+
+
+class CancelledError(Exception):
+    """Nobody wants this download any more."""
+
+
+def scrub(text: str) -> str:
+    """The text without what may be secret: tokens, and the signatures in addresses of storage servers."""
+    text = _TOKEN.sub("***", _USERINFO.sub(r"\1***@", _QUERY.sub(r"\1?***", text)))
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

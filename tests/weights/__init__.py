@@ -1,0 +1,1 @@
+"""Weights over real HTTP: fetching, the store, the commands."""

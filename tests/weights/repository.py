@@ -1,0 +1,124 @@
+"""A model repository of random bytes in two shards, and a machine that fetches it."""
+
+import asyncio
+import hashlib
+import json
+import random
+import struct
+import threading
+from pathlib import Path
+from typing import Any
+
+from hub_server import Hub
+
+from reconciler.core.choose_files import Rules
+from reconciler.core.weights import Copy, CopyState, Role
+from reconciler.weights.cache import HubCache
+from reconciler.weights.fetch import Fetcher, Limits
+from reconciler.weights.hub import Hub as Client
+from reconciler.weights.manifest import Manifests
+from reconciler.weights.progress import Progress
+from reconciler.weights.store import WeightStore
+
+CHUNK = 2**20
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 2048}
+
+
+def safetensors(size: int, seed: int) -> bytes:
+    """A valid safetensors file with one tensor of so many bytes."""
+    header = json.dumps({f"w{seed}": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return struct.pack("<Q", len(header)) + header + random.Random(seed).randbytes(size)
+
+
+def model_files(*, size: int = 3 * CHUNK // 2, seed: int = 0) -> dict[str, bytes]:
+    """Everything that a hub repository of a model has, what is not wanted included."""
+    weight_map = {f"w{index}": shard for index, shard in enumerate(SHARDS)}
+    return {
+        "config.json": json.dumps(CONFIG).encode(),
+        "tokenizer.json": b"{}" * 500,
+        "tokenizer_config.json": b'{"chat_template": "x"}',
+        "model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode(),
+        SHARDS[0]: safetensors(size, seed),
+        SHARDS[1]: safetensors(size // 2, seed + 1),
+        "README.md": b"# A model",
+        "pytorch_model.bin": b"pickle",
+        "modeling_own.py": b"import os",
+        "original/consolidated.00.pth": b"pickle",
+        "onnx/model.onnx": b"onnx",
+        ".gitattributes": b"",
+    }
+
+
+WANTED = ("config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", *SHARDS)
+
+
+class Kit:
+    """One machine: a cache, a state directory, and what uses them."""
+
+    def __init__(self, hub: Hub, folder: Path) -> None:
+        self.hub = hub
+        self.folder = folder
+        self.commit = ""
+        self.cache = HubCache(folder / "hub")
+        self.manifests = Manifests(folder / "state" / "weights")
+        self.progress = Progress()
+
+    @property
+    def copy(self) -> Copy:
+        """`org/model` at the commit it has."""
+        return Copy("org/model", self.commit)
+
+    def fetcher(self, **limits: Any) -> Fetcher:
+        """A fetcher that gives up a stalled connection after a second."""
+        client = Client(self.hub.url, timeout=5, stall=1)
+        return Fetcher(client, self.cache, self.manifests, Limits(**limits))
+
+    def fetch(self, copy: Copy | None = None, revision: str = "main", **limits: Any) -> None:
+        """Fetch one copy, here and now."""
+        self.progress = Progress()
+        self.fetcher(**limits).fetch(copy or self.copy, revision, self.progress, threading.Event())
+
+    def store(self, **options: Any) -> WeightStore:
+        """The store as the loop has it."""
+        rules = options.pop("rules", Rules())
+        client = Client(self.hub.url, timeout=5, stall=1)
+        return WeightStore(self.folder / "state", client, self.cache, Limits(rules), **options)
+
+    def state(self, copy: Copy | None = None) -> CopyState:
+        """How far the copy is, as a reconciler that starts now sees it."""
+        copy = copy or self.copy
+
+        async def look() -> CopyState:
+            return (await self.store().states([copy]))[copy]
+
+        return asyncio.run(look())
+
+    def snapshot(self, commit: str | None = None) -> dict[str, bytes]:
+        """What an engine would read."""
+        folder = self.cache.snapshot("org/model", commit or self.commit)
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        }
+
+    def blobs(self) -> dict[str, Path]:
+        """Every finished blob by its name."""
+        folder = self.cache.folder("org/model") / "blobs"
+        return {path.name: path for path in folder.iterdir() if not path.name.endswith(".incomplete")}
+
+
+def expected(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Those of the files that are wanted."""
+    return {path: files[path] for path in WANTED}
+
+
+def etag(content: bytes, *, large: bool) -> str:
+    """The name of content in the cache."""
+    return (
+        hashlib.sha256(content).hexdigest()
+        if large
+        else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    )
+
+
+__all__ = ["CHUNK", "CONFIG", "SHARDS", "WANTED", "Kit", "Role", "etag", "expected", "model_files", "safetensors"]
