@@ -227,10 +227,10 @@ def pull(
     What is on disk already is not fetched again, and a download that was interrupted goes on where it stopped.
     Needs no cluster.
     """
-    from reconciler.cli import weights  # noqa: PLC0415
+    from reconciler.cli import pull as pulling  # noqa: PLC0415
 
     settings, output = _merged(shared, state_dir, models_dir, output)
-    sys.exit(weights.pull(settings, names, output=output))
+    sys.exit(pulling.pull(settings, names, output=output))
 
 
 @cli.command(context_settings=_CONTEXT)
@@ -255,10 +255,10 @@ def gc(
 
     What a model reads, or may come back to, stays; so does what others fetched, unless --all is given.
     """
-    from reconciler.cli import weights  # noqa: PLC0415
+    from reconciler.cli import gc as collecting  # noqa: PLC0415
 
     settings, output = _merged(shared, state_dir, models_dir, output)
-    code = weights.gc(
+    code = collecting.gc(
         settings,
         dry_run=dry_run,
         everything=everything,

@@ -3,20 +3,12 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeAlias
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from typing import TYPE_CHECKING, TypeAlias
 
 from reconciler.core.weights import Copy, CopyState, Phase
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 Show: TypeAlias = Callable[[Mapping[Copy, CopyState]], None]
 
@@ -30,6 +22,17 @@ def download_bars() -> Iterator[Show]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
+    # Only here: a pipe has no use for them, and they take a while to import.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -45,7 +48,7 @@ def download_bars() -> Iterator[Show]:
 class _Bars:
     """One bar for each copy that is under way."""
 
-    def __init__(self, bars: Progress) -> None:
+    def __init__(self, bars: "Progress") -> None:
         self._bars = bars
         self._tasks: dict[Copy, TaskID] = {}
 

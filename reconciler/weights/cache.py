@@ -8,18 +8,14 @@ Only files that were verified get their final name here, so whatever has one is 
 """
 
 import contextlib
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from reconciler.core.choose_files import RepoFile
 
 _PARTIAL_SUFFIX = ".reconcile.incomplete"
-_HASH_CHUNK = 2**20
-_SHA256_DIGITS = 64
 _LOCK_POLL_SECONDS = 1.0
 
 
@@ -135,30 +131,3 @@ class HubCache:
 def is_commit(text: str) -> bool:
     """The text is a commit's full name."""
     return len(text) == 40 and all(letter in "0123456789abcdef" for letter in text)  # noqa: PLR2004
-
-
-def hasher_for(etag: str, size: int) -> Any:  # noqa: ANN401 -- hashlib's own type has no public name
-    """What a file's content is hashed with, so that the result is its etag: SHA-256, or git's SHA-1 of a blob."""
-    if len(etag) == _SHA256_DIGITS:
-        return hashlib.sha256()
-    return hashlib.sha1(b"blob %d\0" % size)  # noqa: S324 -- git's name for a blob, which the hub gives
-
-
-def feed(hasher: Any, path: Path, step: Callable[[int], None]) -> int:  # noqa: ANN401
-    """Hash what a file holds.
-
-    Args:
-        hasher: Takes the content.
-        path: The file.
-        step: Called with the number of bytes of each piece; may raise to stop.
-
-    Returns:
-        How many bytes it was.
-    """
-    total = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK):
-            hasher.update(chunk)
-            total += len(chunk)
-            step(len(chunk))
-    return total

@@ -99,6 +99,7 @@ class Fetcher:
             CancelledError: `cancel` was set.
             OSError: The disk or the state directory has a fault.
         """
+        Stop(cancel).check()
         progress.phase(Phase.LISTING)
         files = self._patiently(lambda: self.choose(copy), progress, cancel)
         noted = self._manifests.load(copy)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.core.weights import Copy, Phase
-from reconciler.weights.cache import HubCache, feed, hasher_for
+from reconciler.weights.cache import HubCache
 from reconciler.weights.errors import CancelledError, Trouble, WeightsError
+from reconciler.weights.hashing import ContentHash
 from reconciler.weights.hub import Hub
 from reconciler.weights.manifest import Seen, look_of
 from reconciler.weights.progress import Progress
@@ -112,10 +113,8 @@ class FileFetch:
         return self._look is not None and look_of(self._blob) == tuple(self._look)
 
     def _is_whole(self) -> bool:
-        hasher = hasher_for(self._file.etag, self._file.size)
-        return (
-            feed(hasher, self._blob, self._verified) == self._file.size and hasher.hexdigest() == self._file.etag
-        )
+        with ContentHash(self._file.etag, self._file.size) as found:
+            return found.update_from(self._blob, self._verified) == self._file.size and found.matches()
 
     def _verified(self, size: int) -> None:
         self._stop.check()
@@ -125,7 +124,7 @@ class FileFetch:
         """Fetch it until it is whole and its hash is right."""
         self._blob.parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(_CORRUPT_TRIES):
-            if self._fill() == self._file.etag:
+            if self._fill():
                 self._partial.replace(self._blob)
                 return
             self._progress.corrupt(self._file.path)
@@ -138,22 +137,21 @@ class FileFetch:
             "listed; the hub, a mirror or a proxy on the way changes it",
         )
 
-    def _fill(self) -> str:
-        """Append to the partial file until it has its size; gives the hash of the whole."""
+    def _fill(self) -> bool:
+        """Append to the partial file until it has its size; says whether its content is right."""
         path, size = self._file.path, self._file.size
-        hasher = hasher_for(self._file.etag, size)
         # Unbuffered: what was received is the kernel's at once, and survives our being killed.
-        with self._partial.open("ab", buffering=0) as out:
+        with self._partial.open("ab", buffering=0) as out, ContentHash(self._file.etag, size) as found:
             if out.tell() > size:
                 out.truncate(0)
             self._progress.file(path, Phase.VERIFYING, 0)
-            have = feed(hasher, self._partial, self._verified)
+            have = found.update_from(self._partial, self._verified)
             self._progress.file(path, Phase.FETCHING, have)
             tries = 0
             while have < size:
                 before = have
                 try:
-                    self._receive(out, hasher, have)
+                    self._receive(out, found, have)
                     have = size
                 except WeightsError as error:
                     have = out.tell()
@@ -161,9 +159,9 @@ class FileFetch:
                     if not error.passes or tries >= _TRIES_WITHOUT_PROGRESS:
                         raise
                     wait_for_hub(error, tries, self._progress, self._stop)
-        return str(hasher.hexdigest())
+            return found.matches()
 
-    def _receive(self, out: Any, hasher: Any, have: int) -> None:  # noqa: ANN401 -- a raw file; a type without a name
+    def _receive(self, out: Any, found: ContentHash, have: int) -> None:  # noqa: ANN401 -- a raw file
         """Read one answer to its end."""
         copy, file = self._copy, self._file
         with self._hub.open(copy.repo, copy.commit, file.path, have) as body:
@@ -181,7 +179,7 @@ class FileFetch:
                         f"{copy}: {file.path} has more than the {file.size} bytes that the hub listed",
                     )
                 _write(out, chunk, self._cache.root)
-                hasher.update(chunk)
+                found.update(chunk)
                 have += len(chunk)
                 self._progress.advance(file.path, len(chunk))
         if have < file.size:

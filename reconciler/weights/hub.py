@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from reconciler.core.choose_files import Listing, RepoFile
-from reconciler.weights.cache import hasher_for
 from reconciler.weights.errors import Trouble, WeightsError
+from reconciler.weights.hashing import ContentHash
 
 _METADATA_SECONDS = 15.0
 _READS = 3
@@ -90,14 +90,14 @@ class Hub:
             WeightsError: It cannot be had, or is not what the hub listed.
         """
         for _ in range(_READS):
-            content, hasher = bytearray(), hasher_for(file.etag, file.size)
+            content, found = bytearray(), ContentHash(file.etag, file.size)
             with self.open(repo, commit, file.path) as body:
                 for chunk in body.chunks:
                     content += chunk
                     if len(content) > file.size:
                         break
-            hasher.update(content)
-            if hasher.hexdigest() == file.etag:
+            found.update(content)
+            if found.matches():
                 return bytes(content)
         raise WeightsError(
             Trouble.CORRUPT, f"{repo}: {file.path} came {_READS} times with other content than the hub listed"

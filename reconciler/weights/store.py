@@ -5,13 +5,15 @@ that changes.
 """
 
 import asyncio
+import functools
 import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,8 +31,10 @@ from reconciler.weights.progress import Progress
 
 log = get_logger()
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _LOG_SECONDS = 15.0
-_RECHECK_SECONDS = 20.0
+_RECHECK_SECONDS = 2.0
 _LOOKS_AT_ONCE = 8
 
 
@@ -106,8 +110,9 @@ class WeightStore:
             clock=clock,
             make_room=lambda size: self.garbage.make_room(self._needed, size),
         )
-        self._slots = asyncio.Semaphore(downloads_at_once)
-        self._looks = asyncio.Semaphore(_LOOKS_AT_ONCE)
+        # Threads of their own: a hub that hangs must not take those that the loop reads its files with.
+        self._downloading = ThreadPoolExecutor(downloads_at_once, "download")
+        self._asking = ThreadPoolExecutor(_LOOKS_AT_ONCE, "hub")
         self._check_seconds = check_seconds
         self._offline = offline
         self._ask_hub = ask_hub and not offline
@@ -157,8 +162,7 @@ class WeightStore:
         """Ask the hub which commit a revision is."""
         key = (repo, revision)
         try:
-            async with self._looks:
-                listing = await asyncio.to_thread(self._hub.listing, repo, revision)
+            listing = await self._in(self._asking, self._hub.listing, repo, revision)
         except (WeightsError, OSError) as error:
             before = self._head_problems.get(key)
             attempts = before.attempts + 1 if before is not None else 1
@@ -271,8 +275,7 @@ class WeightStore:
     async def _size(self, copy: Copy) -> CopyState:
         if copy not in self._sizes:
             try:
-                async with self._looks:
-                    files = await asyncio.to_thread(self._fetcher.choose, copy)
+                files = await self._in(self._asking, self._fetcher.choose, copy)
             except WeightsError as error:
                 if not error.passes:
                     return CopyState(Phase.FAILED, free=self.cache.free(), reason=str(error))
@@ -304,11 +307,8 @@ class WeightStore:
         began = time.monotonic()
         reporter = asyncio.create_task(self._report(copy, progress))
         try:
-            async with self._slots:
-                if cancel.is_set():
-                    return
-                log.info("download.started", repo=copy.repo, commit=copy.commit, revision=revision)
-                await asyncio.to_thread(self._fetcher.fetch, copy, revision, progress, cancel)
+            log.info("download.started", repo=copy.repo, commit=copy.commit, revision=revision)
+            await self._in(self._downloading, self._fetcher.fetch, copy, revision, progress, cancel)
         except CancelledError:
             log.info("download.stopped", repo=copy.repo, commit=copy.commit, note="nobody wants it any more")
         except (WeightsError, OSError) as error:
@@ -399,6 +399,12 @@ class WeightStore:
         for task in self._looking.values():
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for pool in (self._downloading, self._asking):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    @staticmethod
+    async def _in(pool: ThreadPoolExecutor, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(pool, functools.partial(work, *args, **kwargs))
 
 
 def _read_pins(file: Path) -> list[Pin]:

@@ -18,6 +18,7 @@ from huggingface_hub import scan_cache_dir, snapshot_download
 from reconciler.core.weights import Copy, Phase
 from reconciler.weights import fetch_file
 from reconciler.weights.errors import CancelledError, Trouble, WeightsError
+from reconciler.weights.hashing import ContentHash
 
 from .repository import CHUNK, SHARDS, WANTED, Kit, expected, model_files
 
@@ -61,11 +62,11 @@ def test_what_is_there_is_neither_fetched_nor_read_again(kit: Kit, monkeypatch: 
     kit.hub.clear()
     read: list[Path] = []
 
-    def feed(_hasher: object, path: Path, _step: object) -> int:
+    def update_from(_self: object, path: Path, _step: object) -> int:
         read.append(path)
         return 0
 
-    monkeypatch.setattr(fetch_file, "feed", feed)
+    monkeypatch.setattr(ContentHash, "update_from", update_from)
     kit.fetch()
     assert kit.state().phase is Phase.READY
     assert (kit.hub.requests, read) == ([], [])
