@@ -199,9 +199,12 @@ def _of_status(repo: str, error: Any) -> WeightsError:  # noqa: ANN401 -- huggin
             f"the hub does not let us read {repo} (HTTP {status}): the token in HF_TOKEN or HF_TOKEN_PATH is not "
             "valid for it",
         )
+    said = str(error.server_message or "")
     if status >= 500 or status == 408:  # noqa: PLR2004
         return WeightsError(Trouble.UNREACHABLE, f"the hub does not answer (HTTP {status})")
-    return WeightsError(Trouble.DENIED, f"the hub answered HTTP {status} for {repo}: {error}")
+    return WeightsError(
+        Trouble.DENIED, f"the hub answered HTTP {status} for {repo}" + (f": {said}" if said else "")
+    )
 
 
 def _retry_after(text: str) -> float | None:

@@ -1,6 +1,7 @@
 """The store beside the loop: revisions, downloads that come and go, what is shared, offline, and removed."""
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import Hub, Slow, Status
@@ -415,3 +417,73 @@ def test_a_hub_that_is_not_there_is_one_line(hub: Hub, tmp_path: Path) -> None:
     assert done.returncode == 3
     assert "the hub does not answer" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+async def test_other_commands_see_what_the_running_reconciler_downloads(kit: Kit, tmp_path: Path) -> None:
+    """`reconcile status` asks over the control socket, and gets bytes, rate and files."""
+    from reconciler.activator.server import serve_unix
+    from reconciler.loop.control import control_app
+    from reconciler.loop.service import CONTROL_SOCKET, downloads_under_way
+
+    assert await downloads_under_way(tmp_path) == {}
+    kit.hub.fault(Slow(500_000), path="*.safetensors", times=None)
+    store = kit.store()
+    loop: Any = None  # Only the other route needs one.
+    server = asyncio.create_task(serve_unix(control_app(loop, store), tmp_path / CONTROL_SOCKET))
+    store.fetch_only({kit.copy: "main"})
+    await until(lambda: (tmp_path / CONTROL_SOCKET).exists() and store.under_way()[kit.copy].done > 100_000)
+    (seen,) = (await downloads_under_way(tmp_path)).items()
+    assert seen[0] == kit.copy
+    assert seen[1].phase is Phase.FETCHING
+    assert 100_000 < seen[1].done < (seen[1].total or 0)
+    assert {file.path for file in seen[1].files} == set(expected(FILES))
+    await store.close()
+    server.cancel()
+    await asyncio.gather(server, return_exceptions=True)
+
+
+def test_a_proxy_is_used_as_the_hubs_own_tools_do(kit: Kit) -> None:
+    """With HTTP_PROXY, a request for the hub goes to the proxy, which here knows no other host and says so."""
+    (kit.folder / "models.d").mkdir(parents=True)
+    (kit.folder / "models.d" / "m.yaml").write_text("source: {repo: org/model}\n")
+    done = command(kit, "pull", HTTP_PROXY=kit.hub.url, HF_ENDPOINT="http://hub.example")
+    assert (done.returncode, "HTTP 404 for org/model" in done.stdout) == (3, True), done.stdout + done.stderr
+    assert {request.host for request in kit.hub.requests} == {"hub.example"}
+
+
+def test_a_person_on_a_terminal_sees_a_bar(kit: Kit) -> None:
+    """On a real pseudo-terminal: the repository, the bytes and the phase, and at the end one line."""
+    import pty
+
+    kit.hub.fault(Slow(1_500_000), path="*.safetensors", times=None)
+    (kit.folder / "models.d").mkdir(parents=True)
+    (kit.folder / "models.d" / "m.yaml").write_text("source: {repo: org/model}\n")
+    master, slave = pty.openpty()
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("RECONCILE_", "HF_", "RAY_"))}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reconciler", "pull"],
+        stdout=slave,
+        stderr=slave,
+        cwd=kit.folder,
+        env={
+            **clean,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "HF_ENDPOINT": kit.hub.url,
+            "HF_HOME": str(kit.folder / "home"),
+            "RECONCILE_ENGINE": "cpu",
+            "COLUMNS": "160",
+            "TERM": "xterm",
+        },
+    )
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # The terminal ends with the process.
+        while piece := os.read(master, 4096):
+            shown += piece
+    os.close(master)
+    assert process.wait() == 0, shown.decode()
+    text = shown.decode()
+    assert f"org/model@{kit.commit[:8]}" in text
+    assert "MiB" in text
+    assert "downloading" in text
+    assert "on disk and verified" in text
