@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from bench import ceiling, machine
+from bench import ceiling, machine, ours
 from bench.asking import chat_body
 from bench.load import Job
 from bench.load_process import LoadProcess, load_process
@@ -27,7 +27,6 @@ from bench.measure import difference, paired, table, verdict
 from reconciler.edge.edge import Edge
 from reconciler.edge.options import EdgeOptions
 from reconciler.host.templates import read_template
-from tests.e2e.stack import free_ports
 
 _CHAT = "/v1/chat/completions"
 _MODEL = "chat"
@@ -57,7 +56,7 @@ def run(folder: Path, *, turns: int, requests: int) -> list[Cost]:
     """Start both, measure, end both."""
     costs = [Cost(clients) for clients in _CLIENTS]
     with ceiling.answering_haproxy(folder) as port, load_process() as generator:
-        listen, activator = free_ports(2)
+        listen, activator = ours.free_ports(2)
         options = EdgeOptions(
             folder=folder / "edge", listen_port=listen, activator_port=activator, serve_port=port
         )

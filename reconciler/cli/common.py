@@ -10,6 +10,9 @@ from pydantic import ValidationError
 from reconciler.core.plan import Plan
 from reconciler.host import log as logging
 from reconciler.host.settings import Settings, load
+from reconciler.loop.weights import make_weights
+from reconciler.weights.revisions import PinsUnreadableError
+from reconciler.weights.store import WeightStore
 
 OK, ERROR, PENDING, PARTIAL, REFUSED = 0, 1, 2, 3, 4
 
@@ -31,6 +34,14 @@ def configure_log(settings: Settings) -> None:
     """Log as the operator wants it: for a person on a terminal, else as JSON lines."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     logging.configure(json_lines=as_json, level=settings.log_level)
+
+
+def open_weights(settings: Settings, *, read_only: bool = False, ask_hub: bool = True) -> WeightStore:
+    """The weights, or a message and exit 1 where it cannot be read which commits are needed."""
+    try:
+        return make_weights(settings, read_only=read_only, ask_hub=ask_hub)
+    except PinsUnreadableError as error:
+        fail(str(error))
 
 
 def settings_of(state_dir: Path | None, models_dir: Path | None) -> Settings:

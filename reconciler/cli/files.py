@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import yaml
 
-from reconciler.cli.common import ERROR, OK, PARTIAL, fail
+from reconciler.cli.common import ERROR, OK, PARTIAL, fail, open_weights
 from reconciler.cli.show import print_json, show_problems
 from reconciler.core.desired import Desired, Snapshot, compile_desired, revision_of, wanted_in
 from reconciler.core.parse import parse_all
@@ -16,7 +16,6 @@ from reconciler.core.render import RenderError
 from reconciler.core.schema import json_schema
 from reconciler.host.settings import Settings
 from reconciler.loop.rendering import make_renderer
-from reconciler.loop.weights import make_weights
 from reconciler.ray_serve.schema import complaint_about
 from reconciler.sources.folder import SUFFIXES, FolderSource
 from reconciler.weights.store import WeightStore
@@ -51,7 +50,7 @@ def validate(settings: Settings, paths: tuple[Path, ...], *, output: str) -> int
 
 def render(settings: Settings, names: tuple[str, ...], *, output: str) -> int:
     """Print the Serve config of the models in the files."""
-    weights = make_weights(settings, read_only=True, ask_hub=False)
+    weights = open_weights(settings, read_only=True, ask_hub=False)
     desired = asyncio.run(read_desired(settings, weights))
     if desired.unreadable:
         fail(desired.unreadable)
@@ -89,7 +88,7 @@ async def read_desired(settings: Settings, weights: WeightStore, *, patience: fl
     """The model files, compiled with the commits that are known, or can be found out in so many seconds."""
     snapshot = await FolderSource(settings.models_dir).read()
     parsed = parse_all(snapshot.files)
-    resolutions = await weights.resolve(wanted_in(parsed), patience=patience)
+    resolutions = await weights.revisions.resolve(wanted_in(parsed), patience=patience)
     try:
         return compile_desired(snapshot, make_renderer(settings), resolutions, parsed=parsed)
     except (RenderError, FileNotFoundError) as error:

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 import click
 from rich.table import Table
 
-from reconciler.cli.common import OK, REFUSED, fail
+from reconciler.cli.common import OK, REFUSED, fail, open_weights
 from reconciler.cli.files import read_desired
 from reconciler.cli.show import console, print_json
 from reconciler.core.desired import Desired
 from reconciler.core.weights import in_words
 from reconciler.host.settings import Settings
-from reconciler.loop.service import copies_in_use_now
-from reconciler.loop.weights import make_weights
+from reconciler.loop.service import keep_now
 from reconciler.ray_serve.client import ServeUnreachableError
 from reconciler.weights.garbage import Unneeded
 
@@ -28,26 +27,20 @@ def gc(
     output: str,
 ) -> int:
     """Remove revisions that no model needs; exit 4 where it is not safe to say what is needed."""
-    weights = make_weights(settings, ask_hub=False, read_only=True)
+    weights = open_weights(settings, ask_hub=False, read_only=True)
     desired = asyncio.run(read_desired(settings, weights))
-    if desired.unreadable or (not desired.declared and not allow_removals):
-        reason = desired.unreadable or f"{settings.models_dir} declares no model, so everything would go"
-        click.echo(f"refused: {reason} (allowed by --dangerous-allow-removals)", err=True)
-        if desired.unreadable or not allow_removals:
-            return REFUSED
+    reason = _why_not(settings, desired, allow_removals=allow_removals)
+    if reason:
+        click.echo(f"refused: {reason}", err=True)
+        return REFUSED
     try:
-        in_use = asyncio.run(copies_in_use_now(settings))
+        keep = asyncio.run(keep_now(settings, desired, without_cluster=without_cluster))
     except ServeUnreachableError as error:
-        if not without_cluster:
-            fail(
-                f"cannot see what is in use: {error}\n  Where no Ray runs, --without-cluster goes on all the same."
-            )
-        in_use = frozenset()
-    declared = {copy for target in desired.targets.values() for copy in target.copies}
-    needed = declared | weights.pinned(_spoken_for(desired)) | in_use
-    unneeded = weights.garbage.unneeded(needed, everything=everything)
-    partial = weights.garbage.partial(needed)
-    freed = 0 if dry_run else weights.garbage.remove(unneeded, partial)
+        fail(f"cannot see what is in use: {error}\n  Where no Ray runs, --without-cluster goes on all the same.")
+    assert keep is not None, "refused above"
+    unneeded = weights.garbage.unneeded(keep, everything=everything)
+    partial = weights.garbage.partial(keep)
+    freed = 0 if dry_run else weights.garbage.remove(unneeded, keep, partial)
     if output == "json":
         rows = [{"repo": u.repo, "commit": u.commit, "bytes": u.size, "ours": u.ours} for u in unneeded]
         sizes: Mapping[str, int] = {str(path): path.stat().st_size for path in partial if path.exists()}
@@ -57,14 +50,17 @@ def gc(
     return OK
 
 
-def _spoken_for(desired: Desired) -> frozenset[str] | None:
-    """The models that files speak for, valid or not; None where a file may speak for any."""
-    names = set(desired.targets)
-    for file in desired.invalid:
-        if file.claims is None:
-            return None
-        names |= file.claims
-    return frozenset(names)
+def _why_not(settings: Settings, desired: Desired, *, allow_removals: bool) -> str:
+    """Why nobody can tell what is needed; empty where one can."""
+    if desired.unreadable:
+        return desired.unreadable
+    if desired.invalid:
+        files = ", ".join(file.path for file in desired.invalid)
+        return f"nobody can tell what an invalid file needs: {files} (`reconcile validate` says what is wrong)"
+    if not desired.declared and not allow_removals:
+        allowed_by = "allowed by --dangerous-allow-removals"
+        return f"{settings.models_dir} declares no model, so everything would go ({allowed_by})"
+    return ""
 
 
 def _show_garbage(unneeded: list[Unneeded], *, dry_run: bool, freed: int, partial: int) -> None:

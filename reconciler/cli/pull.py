@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from reconciler.cli.common import OK, PARTIAL, configure_log, fail
+from reconciler.cli.common import OK, PARTIAL, configure_log, fail, open_weights
 from reconciler.cli.files import read_desired
 from reconciler.cli.progress import download_bars
 from reconciler.cli.show import print_json, show_problems
@@ -13,7 +13,6 @@ from reconciler.core.desired import Desired
 from reconciler.core.weights import Copy, CopyState, Phase, in_words
 from reconciler.core.weights_json import states_to_json
 from reconciler.host.settings import Settings
-from reconciler.loop.weights import make_weights
 
 
 def pull(settings: Settings, names: tuple[str, ...], *, output: str) -> int:
@@ -46,7 +45,7 @@ def pull(settings: Settings, names: tuple[str, ...], *, output: str) -> int:
 
 
 async def _pull(settings: Settings, names: tuple[str, ...], show: Any) -> tuple[Desired, dict[Copy, CopyState]]:  # noqa: ANN401
-    weights = make_weights(settings)
+    weights = open_weights(settings)
     try:
         desired = await read_desired(settings, weights, patience=60.0)
         unknown = sorted(set(names) - set(desired.targets))
@@ -60,9 +59,8 @@ async def _pull(settings: Settings, names: tuple[str, ...], show: Any) -> tuple[
         }
         there = await weights.states(wanted)
         missing = {copy: wanted[copy] for copy, state in there.items() if state.phase is not Phase.READY}
-        needed = {copy for each in desired.targets.values() for copy in each.copies}
-        weights.forgive()
-        weights.fetch_only(missing, needed)
+        # Whatever runs is not looked at here, so nothing is removed to make room.
+        weights.fetch(missing, still_wanted=None, keep=None)
         watcher = asyncio.create_task(_watch(weights.subscribe(), show))
         try:
             return desired, await weights.finished(wanted)

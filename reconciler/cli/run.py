@@ -22,6 +22,7 @@ from reconciler.host.lock import AlreadyRunningError, exclusive
 from reconciler.host.settings import Settings
 from reconciler.loop import service
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
+from reconciler.weights.revisions import PinsUnreadableError
 
 T = TypeVar("T")
 
@@ -138,7 +139,14 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     except (ServeUnreachableError, ServeRefusedError) as error:
         fail(f"{error}\n  Is Ray running? ./start.sh starts it; RECONCILE_RAY_DASHBOARD names another one.")
-    except (RenderError, FileNotFoundError, ListenError, EdgeStartError, EdgeUnreachableError) as error:
+    except (
+        RenderError,
+        FileNotFoundError,
+        ListenError,
+        EdgeStartError,
+        EdgeUnreachableError,
+        PinsUnreadableError,
+    ) as error:
         fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -138,9 +138,9 @@ def _bring(turn: Turn, target: Target, live: list[Application]) -> None:
     hold = _hold_reason(turn, target, live)
     if hold is not None:
         turn.held.append(hold)
-        fall_back(turn, model, live)
-        return
-    if fetch_weights(turn, target):
+    # One copy that cannot be had is no reason to stop the others; a model without room gets none.
+    may_fetch = hold is None or hold.kind is HeldKind.MISSING
+    if (may_fetch and fetch_weights(turn, target)) or hold is not None:
         fall_back(turn, model, live)
         return
     serving = _retire_superseded(turn, model, live)

@@ -9,8 +9,8 @@ import fnmatch
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from reconciler.core.state import Json
 from reconciler.core.vllm_architectures import ARCHITECTURES
@@ -26,6 +26,7 @@ _TRAINING_LEFTOVERS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "sc
 _SMALL = ("*.json", "*.jinja", "*.model", "*.model.v*", "*.tiktoken", "*.spm", "merges.txt", "vocab.txt")
 _MODULE_FOLDER = re.compile(r"^[0-9]+_[A-Za-z]+/[^/]+$|^(?:additional_)?chat_templates/[^/]+\.jinja$")
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MAX_FILES = 20_000
 MAX_SMALL_FILE = 256 * 2**20
 """Bytes. A tokenizer of 34 MB is the largest known; more than this is no configuration."""
 
@@ -57,9 +58,14 @@ class Listing:
     commit: str
     files: tuple[RepoFile, ...]
 
+    _by_path: dict[str, RepoFile] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_path", {file.path: file for file in self.files})
+
     def find(self, path: str) -> RepoFile | None:
         """The file at this path."""
-        return next((file for file in self.files if file.path == path), None)
+        return self._by_path.get(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,16 @@ class Rules:
 
     allow_pickle: tuple[str, ...] = ()
     allow_code: tuple[str, ...] = ()
+
+
+def is_etag(text: str) -> bool:
+    """The text can be the name of content: a SHA-256 or a git SHA-1, in small hexadecimal digits."""
+    return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) is not None
+
+
+def is_weights_at_the_root(path: str) -> bool:
+    """A file of this name is read by vLLM wherever it finds one in the folder of a model."""
+    return path.endswith(".safetensors") and "/" not in path
 
 
 def allowed(repo: str, patterns: Iterable[str]) -> bool:
@@ -99,6 +115,8 @@ def choose_files(listing: Listing, role: Role, contents: dict[str, bytes], rules
         WeightsRefusedError: It has no weights that vLLM can read, only pickles, needs code of its own, or an index
             that names what it should not.
     """
+    if len(listing.files) > MAX_FILES:
+        raise WeightsRefusedError(f"{listing.repo} has {len(listing.files)} files, more than {MAX_FILES}")
     for file in listing.files:
         _check_name(listing.repo, file.path)
     code = allowed(listing.repo, rules.allow_code)
@@ -148,8 +166,8 @@ def _indexed(listing: Listing, index: str, content: bytes) -> list[RepoFile]:
             raise WeightsRefusedError(
                 f"{listing.repo}: {index} names {name!r}, which the repository does not have"
             )
-        if name.endswith(_PICKLES) and index != _PICKLE_INDEX:
-            raise WeightsRefusedError(f"{listing.repo}: {index} names {name!r}, which is no safetensors file")
+        if not name.endswith(_PICKLES if index == _PICKLE_INDEX else ".safetensors"):
+            raise WeightsRefusedError(f"{listing.repo}: {index} names {name!r}, which is no file of weights")
         found.append(file)
     if not found:
         raise WeightsRefusedError(f"{listing.repo}: {index} names no file")
@@ -221,7 +239,7 @@ def _refuse_code(listing: Listing, contents: dict[str, bytes]) -> None:
     architectures = config.get("architectures")
     known = isinstance(architectures, list) and any(name in ARCHITECTURES for name in architectures)
     # Many repositories carry code that nobody needs any more, because vLLM knows the model by now.
-    model_needs = _names_code(config, ("AutoConfig", "AutoModel", "AutoModelForCausalLM")) and not known
+    model_needs = _names_code(config, ("AutoConfig", "AutoModel")) and not known
     plain_tokenizer = any(listing.find(name) for name in ("tokenizer.json", "tokenizer.model", "tekken.json"))
     if not (model_needs or (_names_code(tokenizer, ("AutoTokenizer",)) and not plain_tokenizer)):
         return
@@ -232,9 +250,9 @@ def _refuse_code(listing: Listing, contents: dict[str, bytes]) -> None:
     )
 
 
-def _names_code(config: Json, keys: Sequence[str]) -> bool:
+def _names_code(config: Json, kinds: tuple[str, ...]) -> bool:
     mapping = config.get("auto_map")
-    return isinstance(mapping, dict) and any(mapping.get(key) for key in keys)
+    return isinstance(mapping, dict) and any(code and key.startswith(kinds) for key, code in mapping.items())
 
 
 def _json(content: bytes | None) -> Json:

@@ -96,6 +96,13 @@ def wanted_in(parsed: ParsedSet) -> frozenset[Wanted]:
     return frozenset(each for file in parsed.valid.values() for each in wanted_of(file.spec))
 
 
+def models_of_invalid_files(desired: Desired) -> frozenset[str] | None:
+    """The models that invalid files certainly speak for; None where one may speak for any."""
+    if any(file.claims is None for file in desired.invalid):
+        return None
+    return frozenset(name for file in desired.invalid for name in file.claims or ())
+
+
 def revision_of(files: Mapping[str, bytes]) -> str:
     """A revision for a source that has none of its own: 12 hexadecimal digits over names and contents."""
     hasher = hashlib.sha256()

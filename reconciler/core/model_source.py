@@ -15,19 +15,23 @@ from reconciler.core.weights import (
     Resolutions,
     Role,
     Wanted,
+    draft_model,
     snapshot_folder,
     wanted_of,
 )
 
-_IN_CACHE = re.compile(r"/models--(?:(?P<owner>[^/]+?)--)?(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
+_IN_CACHE = re.compile(
+    r"/models--(?:(?P<owner>[^/]+?)--)?(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})(?=/|$)"
+)
 
 
-def copies_in(config: Json, cache: str) -> frozenset[Copy]:
-    """The copies in the hub's cache that an application reads, whatever each is to its model."""
-    found = (_IN_CACHE.fullmatch(text.removeprefix(cache)) for text in _texts(config) if text.startswith(cache))
-    return frozenset(
-        Copy("/".join(filter(None, (each["owner"], each["name"]))), each["commit"]) for each in found if each
-    )
+def copies_in(config: Json) -> frozenset[Copy]:
+    """The copies in a hub's cache that an application reads, wherever that cache lies.
+
+    Not by the cache's own path: the same folder may be spelt in several ways.
+    """
+    found = (match for text in _texts(config) for match in _IN_CACHE.finditer(text))
+    return frozenset(Copy("/".join(filter(None, (each["owner"], each["name"]))), each["commit"]) for each in found)
 
 
 def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 -- any JSON value
@@ -71,6 +75,11 @@ class ModelSource:
             self.tokenizer = self._local(source.tokenizer, Role.TOKENIZER)
         elif source.tokenizer is not None:
             self.tokenizer = self._remote(wanted, Role.TOKENIZER, source.tokenizer, source.tokenizer_revision)
+        draft = draft_model(spec)
+        # Without resolutions the engine fetches it as the file says.
+        self.draft = (
+            self._remote(wanted, Role.MODEL, *draft) if draft is not None and resolutions is not None else None
+        )
         self.adapters = [
             {
                 "name": adapter.name,
@@ -109,6 +118,11 @@ class ModelSource:
             kwargs["tokenizer"] = self.tokenizer
             if self.from_hub and source.tokenizer_revision is not None:
                 kwargs["tokenizer_revision"] = source.tokenizer_revision
+        if self.draft is not None:
+            settings = self._spec.engine.args.get("speculative_config")
+            assert isinstance(settings, dict), "or there would be no draft model"
+            rest = {key: value for key, value in settings.items() if key not in ("model", "revision")}
+            kwargs["speculative_config"] = {**rest, "model": self.draft}
         if source.repo is not None and allowed(source.repo, allow_code):
             kwargs["trust_remote_code"] = True
         if self.adapters:

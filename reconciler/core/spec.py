@@ -102,8 +102,28 @@ Share = Annotated[Annotated[float, Field(gt=0, le=1), Tag("number")] | _AutoTag,
 Gibibytes = Annotated[Annotated[float, Field(gt=0, le=100_000), Tag("number")] | _AutoTag, Discriminator(_kind)]
 
 
-_Repo = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)]
-_Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=120)]
+REPO_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""The hub's names of repositories, but for what `_check_repo` adds."""
+
+
+def _check_repo(text: str) -> str:
+    # What the hub itself refuses (huggingface_hub's validate_repo_id).
+    if "--" in text or ".." in text or text.endswith((".git", "-", ".")):
+        raise ValueError("the hub has no such names: no --, no .., and no .git, - or . at the end")
+    return text
+
+
+def _check_revision(text: str) -> str:
+    # It becomes a path in the hub's cache.
+    if ".." in text or "//" in text or text.endswith(("/", ".", ".lock")):
+        raise ValueError("git has no such names: no .., no //, and no /, . or .lock at the end")
+    return text
+
+
+_Repo = Annotated[str, Field(pattern=REPO_PATTERN, max_length=96), AfterValidator(_check_repo)]
+_Revision = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=120), AfterValidator(_check_revision)
+]
 _Path = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")]
 
 LOCAL_PREFIXES = ("/", "./", "../")
@@ -156,6 +176,10 @@ class Source(_Section):
             raise ValueError("give exactly one of repo and path")
         if self.path is not None and (self.revision is not None or self.track):
             raise ValueError("revision and track belong to repo; a path has no revision")
+        if self.tokenizer is not None and not self.tokenizer.startswith(LOCAL_PREFIXES):
+            if not re.fullmatch(r"(?:[A-Za-z0-9][A-Za-z0-9_.-]*/)?[A-Za-z0-9][A-Za-z0-9_.-]*", self.tokenizer):
+                raise ValueError("tokenizer is neither a repository (owner/name) nor a folder (/x, ./x, ../x)")
+            _check_repo(self.tokenizer)
         if self.tokenizer_revision is not None and (self.tokenizer or "/").startswith(LOCAL_PREFIXES):
             raise ValueError("tokenizer_revision belongs to a tokenizer that is a repository")
         return self

@@ -23,12 +23,14 @@ def weights_problem(turn: Turn, target: Target) -> Held | None:
 
 def fetch_weights(turn: Turn, target: Target) -> bool:
     """Take the steps that bring the weights; False where they are all there."""
-    for wanted in target.unresolved:
-        why = f"asks the hub which commit {wanted.repo}@{wanted.revision} is"
-        turn.step(Do.AWAIT, target.model, target.application, why)
+    for wanted, resolution in target.unresolved.items():
+        if not resolution.problem:
+            why = f"asks the hub which commit {wanted.repo}@{wanted.revision} is"
+            turn.step(Do.AWAIT, target.model, target.application, why)
     missing = _missing(turn, target)
-    if missing:
-        what = ", ".join(str(copy) for copy in missing)
+    coming = [copy for copy, state in missing.items() if state.phase is not Phase.FAILED]
+    if coming:
+        what = ", ".join(str(copy) for copy in coming)
         turn.step(Do.FETCH, target.model, target.application, f"downloads {what}")
     return bool(missing or target.unresolved)
 

@@ -3,12 +3,13 @@
 `reconciler.weights` fills these in from the hub and the cache; rendering and planning read them.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
-from reconciler.core.spec import LOCAL_PREFIXES, ModelSpec
+from reconciler.core.spec import LOCAL_PREFIXES, REPO_PATTERN, ModelSpec
 
 DEFAULT_REVISION = "main"
 
@@ -152,6 +153,23 @@ class CopyPlan:
     note: str = field(default="")
 
 
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What must stay.
+
+    Attributes:
+        copies: These, in whatever role.
+        repos: Everything of these repositories, because it is not known which commit is needed.
+    """
+
+    copies: frozenset[Copy] = frozenset()
+    repos: frozenset[str] = frozenset()
+
+    def has(self, repo: str, commit: str) -> bool:
+        """This commit stays."""
+        return repo in self.repos or any((copy.repo, copy.commit) == (repo, commit) for copy in self.copies)
+
+
 def wanted_of(spec: ModelSpec) -> tuple[Wanted, ...]:
     """The repositories a model file asks for; empty where everything is a local folder."""
     source = spec.source
@@ -161,6 +179,9 @@ def wanted_of(spec: ModelSpec) -> tuple[Wanted, ...]:
     if source.tokenizer is not None and not source.tokenizer.startswith(LOCAL_PREFIXES):
         revision = source.tokenizer_revision or DEFAULT_REVISION
         found.append(Wanted(spec.name, source.tokenizer, revision, Role.TOKENIZER, source.track))
+    draft = draft_model(spec)
+    if draft is not None:
+        found.append(Wanted(spec.name, draft[0], draft[1], Role.MODEL, source.track))
     for adapter in spec.adapters:
         if adapter.repo is not None:
             revision = adapter.revision or DEFAULT_REVISION
@@ -168,9 +189,25 @@ def wanted_of(spec: ModelSpec) -> tuple[Wanted, ...]:
     return tuple(found)
 
 
+def draft_model(spec: ModelSpec) -> tuple[str, str] | None:
+    """Repository and revision of the draft model of speculative decoding; None where there is none on the hub."""
+    settings = spec.engine.args.get("speculative_config")
+    if not isinstance(settings, dict):
+        return None
+    model, revision = settings.get("model"), settings.get("revision")
+    if not isinstance(model, str) or not re.fullmatch(REPO_PATTERN, model):
+        return None
+    return model, revision if isinstance(revision, str) else DEFAULT_REVISION
+
+
 def snapshot_folder(cache: str, repo: str, commit: str) -> str:
     """Where the hub's standard cache keeps a commit of a model repository."""
     return f"{cache}/models--{repo.replace('/', '--')}/snapshots/{commit}"
+
+
+def is_commit(text: str) -> bool:
+    """The text is a commit's full name."""
+    return len(text) == 40 and all(letter in "0123456789abcdef" for letter in text)  # noqa: PLR2004
 
 
 def in_words(size: float) -> str:

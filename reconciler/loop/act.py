@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 
 from reconciler.core.desired import Desired
-from reconciler.core.model_source import copies_in
+from reconciler.core.keep import what_to_keep
 from reconciler.core.plan import Do, Plan, Step
 from reconciler.core.planner import observed_digest
 from reconciler.core.render import adapter_names
@@ -27,13 +27,6 @@ from reconciler.weights.store import WeightStore
 log = get_logger()
 
 _EVENTS = {Do.START: "model.start", Do.UPDATE: "model.update", Do.REMOVE: "model.remove"}
-
-
-def copies_in_use(observed: Observed, cache: str) -> frozenset[Copy]:
-    """Copies that are read by what runs, or by what may come back."""
-    configs = [app.config for app in observed.applications.values()]
-    configs += [record.previous for record in observed.records.values()]
-    return frozenset(copy for config in configs if config is not None for copy in copies_in(config, cache))
 
 
 class Actor:
@@ -143,10 +136,12 @@ class Actor:
         for step in steps:
             for copy, revision in desired.targets[step.model].copies.items():
                 state = observed.weights.get(copy)
-                if state is None or state.phase is not Phase.READY:
+                if state is None or state.phase not in (Phase.READY, Phase.FAILED):
                     wanted[copy] = revision
-        needed = {copy for target in desired.targets.values() for copy in target.copies}
-        self._weights.fetch_only(wanted, needed | copies_in_use(observed, str(self._weights.cache.root)))
+        keep = what_to_keep(desired, observed)
+        # Where some files cannot be read, nobody can tell what they want: nothing is stopped and nothing removed.
+        declared = None if keep is None else {copy for each in desired.targets.values() for copy in each.copies}
+        self._weights.fetch(wanted, still_wanted=declared, keep=keep)
 
     async def _route(self, on: list[Step], off: list[Step], observed: Observed) -> None:
         if not on and not off:

@@ -1,6 +1,7 @@
 """How other commands speak to the reconciler that runs: over a socket that only its owner can open."""
 
 import time
+from dataclasses import asdict
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -30,7 +31,11 @@ def control_app(loop: Loop, weights: WeightStore) -> Starlette:
         return JSONResponse({"plan": plan_to_json(look.plan), "problems": problems})
 
     async def downloads(_: Request) -> JSONResponse:
-        return JSONResponse(states_to_json(weights.under_way()))
+        problems = [
+            {"repo": repo, "revision": revision, **asdict(problem)}
+            for (repo, revision), problem in weights.revisions.problems.items()
+        ]
+        return JSONResponse({"copies": states_to_json(weights.known()), "revisions": problems})
 
     return Starlette(
         routes=[

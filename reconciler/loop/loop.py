@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-from reconciler.core.desired import Desired, Snapshot, compile_desired, wanted_in
+from reconciler.core.desired import Desired, Snapshot, compile_desired, models_of_invalid_files, wanted_in
 from reconciler.core.parse import ParsedSet, parse_all
 from reconciler.core.plan import Plan
 from reconciler.core.planner import make_plan
@@ -88,7 +88,7 @@ class Loop:
         """
         snapshot = await self._source.read()
         parsed = self._parse(snapshot)
-        resolutions = await self._weights.resolve(wanted_in(parsed), patience=patience)
+        resolutions = await self._weights.revisions.resolve(wanted_in(parsed), patience=patience)
         desired = self._compile(snapshot, parsed, resolutions)
         observed = await self._observer.observe(desired, sizes=patience > 0)
         return Look(desired, observed, make_plan(desired, observed, self.options))
@@ -196,5 +196,8 @@ class Loop:
         }
         self._memory.forget_models(set(self._memory.records) - wanted - alive - held)
         previous = {r.previous["name"] for r in self._memory.records.values() if r.previous is not None}
-        self._weights.forget_models(wanted | alive | held)
+        others = models_of_invalid_files(look.desired)
+        if others is not None and self._parsed is not None:
+            self._weights.revisions.forget(wanted_in(self._parsed[1]), others)
+            self._weights.forget({copy for target in look.desired.targets.values() for copy in target.copies})
         self._memory.forget_failures({t.application for t in look.desired.targets.values()} | previous)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -12,16 +12,18 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from reconciler.activator.app import Activator
 from reconciler.activator.server import serve, serve_unix
-from reconciler.core.state import Observed
+from reconciler.core.desired import Desired
+from reconciler.core.keep import what_to_keep
+from reconciler.core.state import Application, Observed
 from reconciler.core.turn import Options
-from reconciler.core.weights import Copy, CopyState
+from reconciler.core.weights import Copy, CopyState, Keep
 from reconciler.core.weights_json import states_from_json
 from reconciler.edge.edge import Edge, EdgeStartError
 from reconciler.edge.options import EdgeOptions
 from reconciler.host.log import get_logger
 from reconciler.host.settings import Settings
 from reconciler.host.templates import read_template
-from reconciler.loop.act import Actor, copies_in_use
+from reconciler.loop.act import Actor
 from reconciler.loop.control import control_app
 from reconciler.loop.front_door import FrontDoor
 from reconciler.loop.loop import Look, Loop
@@ -34,6 +36,7 @@ from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
 from reconciler.ray_serve.observed import applications
 from reconciler.sources.folder import FolderSource
 from reconciler.sources.watch import watch_folder
+from reconciler.weights.revisions import Problem
 from reconciler.weights.store import WeightStore
 
 log = get_logger()
@@ -84,7 +87,7 @@ async def assembled(
         )
         source = FolderSource(settings.models_dir)
         loop = Loop(source, make_renderer(settings), observer, memory, weights, options=options)
-        weights.wake = loop.wake
+        weights.wake = weights.revisions.wake = loop.wake
         actor = Actor(
             client,
             edge,
@@ -144,10 +147,8 @@ async def look_once(settings: Settings, options: Options, *, ask_hub: bool = Tru
         ask_hub: Find out where branches point and how large downloads would be; else what is known has to do.
     """
     async with assembled(settings, options, read_only=True, ask_hub=ask_hub) as parts:
-        look = await parts.loop.look(patience=HUB_PATIENCE_SECONDS if ask_hub else 0.0)
-    under_way = await downloads_under_way(settings.state_dir)
-    observed = replace(look.observed, weights={**look.observed.weights, **under_way})
-    return replace(look, observed=observed)
+        await learn_from_running(settings.state_dir, parts.weights)
+        return await parts.loop.look(patience=HUB_PATIENCE_SECONDS if ask_hub else 0.0)
 
 
 async def converge_once(
@@ -257,33 +258,45 @@ async def ask_running(state_dir: Path, *, allow_removals: bool, retry_failed: bo
         return outcome
 
 
-async def copies_in_use_now(settings: Settings) -> frozenset[Copy]:
-    """The copies in the hub's cache that are read by what runs, or by what may come back.
+async def keep_now(settings: Settings, desired: Desired, *, without_cluster: bool = False) -> Keep | None:
+    """Which weights must stay on disk, as things are now; None where that cannot be told.
+
+    Args:
+        settings: The operator's.
+        desired: The model files.
+        without_cluster: No Ray runs, so nothing of it has to be asked.
 
     Raises:
-        ServeUnreachableError: Nobody can tell.
+        ServeUnreachableError: Ray does not answer.
     """
-    async with ServeClient(settings.ray_dashboard, settings.ray_token_path) as client:
-        running = applications(await client.instance())
+    running: dict[str, Application] = {}
+    if not without_cluster:
+        async with ServeClient(settings.ray_dashboard, settings.ray_token_path) as client:
+            running = applications(await client.instance())
     records = Memory(settings.state_dir).records
-    return copies_in_use(Observed(applications=running, records=records), str(settings.hub_cache_folder))
+    return what_to_keep(desired, Observed(applications=running, records=records))
 
 
-async def downloads_under_way(state_dir: Path) -> dict[Copy, CopyState]:
-    """What the reconciler that runs here is downloading; nothing where none runs or it does not answer."""
+async def learn_from_running(state_dir: Path, weights: WeightStore) -> None:
+    """Take over what the reconciler that runs here knows of downloads; nothing where none runs or none answers."""
     socket = state_dir / CONTROL_SOCKET
     if not socket.exists():
-        return {}
+        return
     timeout = aiohttp.ClientTimeout(total=2)
-    try:
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
         async with (
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket)), timeout=timeout) as session,
             session.get("http://reconciler/downloads") as answer,
         ):
             answer.raise_for_status()
-            return states_from_json(await answer.json())
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-        return {}
+            known = await answer.json()
+        weights.learn(states_from_json(known["copies"]))
+        weights.revisions.learn(
+            {
+                (row["repo"], row["revision"]): Problem(row["reason"], row["attempts"], row["retry_at"])
+                for row in known["revisions"]
+            }
+        )
 
 
 async def _serve_port(client: ServeClient, settings: Settings) -> int:

@@ -13,9 +13,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from reconciler.core.choose_files import RepoFile
+from reconciler.core.choose_files import Listing, RepoFile, is_etag
+from reconciler.core.weights import is_commit
 
-_PARTIAL_SUFFIX = ".reconcile.incomplete"
+PARTIAL_SUFFIX = ".reconcile.incomplete"
 _LOCK_POLL_SECONDS = 1.0
 
 
@@ -39,11 +40,31 @@ class HubCache:
 
     def partial(self, repo: str, etag: str) -> Path:
         """Content as far as it came. Not a name that the hub's own tools use, because they never continue one."""
-        return self.folder(repo) / "blobs" / f"{etag}{_PARTIAL_SUFFIX}"
+        return self.folder(repo) / "blobs" / f"{etag}{PARTIAL_SUFFIX}"
 
     def snapshot(self, repo: str, commit: str) -> Path:
         """The folder that engines read."""
         return self.folder(repo) / "snapshots" / commit
+
+    def repos(self) -> list[str]:
+        """The model repositories of which something is there."""
+        names = (path.name.removeprefix("models--") for path in self.root.glob("models--*") if path.is_dir())
+        return sorted(name.replace("--", "/", 1) for name in names)
+
+    def names(self, repo: str, commit: str) -> list[str]:
+        """The files that stand in a snapshot, whoever put them there."""
+        folder = self.snapshot(repo, commit)
+        return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+    def listing(self, repo: str, commit: str) -> Listing:
+        """What a snapshot holds, by its blobs' names, which are hashes: as good as the hub's where it is whole."""
+        folder = self.snapshot(repo, commit)
+        files: list[RepoFile] = []
+        for name in self.names(repo, commit):
+            blob = (folder / name).resolve()
+            if is_etag(blob.name) and blob.is_file():
+                files.append(RepoFile(name, blob.stat().st_size, blob.name))
+        return Listing(repo, commit, tuple(files))
 
     def commit_of(self, repo: str, revision: str) -> str:
         """The commit that a revision was when anybody fetched it last; empty where nobody did."""
@@ -102,6 +123,10 @@ class HubCache:
                 total += blob.lstat().st_size
         return total
 
+    def lock_file(self, repo: str, etag: str) -> Path:
+        """What whoever writes a blob holds a lock on, the hub's own tools too."""
+        return self.root / ".locks" / f"models--{repo.replace('/', '--')}" / f"{etag}.lock"
+
     @contextlib.contextmanager
     def lock(self, repo: str, etag: str, give_up: Callable[[], None]) -> Iterator[None]:
         """Be the only one who writes this blob, also against the hub's own tools. The lock goes with the process.
@@ -113,7 +138,7 @@ class HubCache:
         """
         from filelock import FileLock, Timeout  # noqa: PLC0415 -- comes with huggingface_hub, and only fetching needs it
 
-        path = self.root / ".locks" / f"models--{repo.replace('/', '--')}" / f"{etag}.lock"
+        path = self.lock_file(repo, etag)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, mode=0o664)
         while True:
@@ -126,8 +151,3 @@ class HubCache:
             yield
         finally:
             lock.release()
-
-
-def is_commit(text: str) -> bool:
-    """The text is a commit's full name."""
-    return len(text) == 40 and all(letter in "0123456789abcdef" for letter in text)  # noqa: PLR2004

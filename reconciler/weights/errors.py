@@ -4,7 +4,7 @@ import re
 from enum import StrEnum
 
 _QUERY = re.compile(r"(https?://[^\s'\"<>?]+)\?[^\s'\"<>]*")
-_USERINFO = re.compile(r"(https?://)[^/\s@'\"]+@")
+_USERINFO = re.compile(r"(https?://)[^/\s'\"]+@")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{6,}|\bapi_org_[A-Za-z0-9_]+|(?i:\bbearer\s+)[^\s'\"]+")
 _LONGEST = 400
 
@@ -19,6 +19,7 @@ class Trouble(StrEnum):
     NO_SPACE = "the disk is full"
     CORRUPT = "the content is not what the hub listed"
     OFFLINE = "offline"
+    FAULT = "a fault of the disk, or of ours"
 
 
 class WeightsError(Exception):
@@ -40,8 +41,17 @@ class WeightsError(Exception):
         return self.trouble in (Trouble.UNREACHABLE, Trouble.BUSY)
 
 
-class CancelledError(Exception):
+class StoppedError(Exception):
     """Nobody wants this download any more."""
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line that says what it is, without what may be secret."""
+    if isinstance(error, WeightsError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return scrub(f"{error.filename or 'the disk'}: {error.strerror}")
+    return scrub(f"{type(error).__name__}: {error}")
 
 
 def scrub(text: str) -> str:

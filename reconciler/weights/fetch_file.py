@@ -5,6 +5,7 @@ the hash is the one that the hub listed.
 """
 
 import errno
+import os
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from reconciler.core.weights import Copy, Phase
 from reconciler.weights.cache import HubCache
-from reconciler.weights.errors import CancelledError, Trouble, WeightsError
+from reconciler.weights.errors import StoppedError, Trouble, WeightsError
 from reconciler.weights.hashing import ContentHash
 from reconciler.weights.hub import Hub
 from reconciler.weights.manifest import Seen, look_of
@@ -36,12 +37,12 @@ class Stop:
         self._failed.set()
 
     def check(self) -> None:
-        """Go on, or raise `CancelledError`."""
+        """Go on, or raise `StoppedError`."""
         if self._cancel.is_set() or self._failed.is_set():
-            raise CancelledError
+            raise StoppedError
 
     def wait(self, seconds: float) -> None:
-        """Wait so long, or raise `CancelledError`."""
+        """Wait so long, or raise `StoppedError`."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self.check()
@@ -54,7 +55,7 @@ def wait_for_hub(error: WeightsError, tries: int, progress: Progress, stop: Stop
 
     Raises:
         WeightsError: The hub asked for more than a pause; the loop's own backoff takes over.
-        CancelledError: Told to stop.
+        StoppedError: Told to stop.
     """
     seconds = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (tries - 1))
     if error.retry_after is not None:
@@ -87,34 +88,45 @@ class FileFetch:
         self._blob = cache.blob(copy.repo, seen.file.etag)
         self._partial = cache.partial(copy.repo, seen.file.etag)
 
-    def run(self) -> None:
+    def run(self) -> Seen:
         """Make it whole, and link it into the snapshot.
+
+        Returns:
+            The file, with what it looked like when its content had its hash.
 
         Raises:
             WeightsError: It cannot be had now.
-            CancelledError: Told to stop.
+            StoppedError: Told to stop.
             OSError: The disk has a fault.
         """
         self._stop.check()
-        path, repo, etag = self._file.path, self._copy.repo, self._file.etag
-        if self._blob.exists() and not self._is_unchanged():
-            self._progress.file(path, Phase.VERIFYING, 0)
-            if not self._is_whole():
-                self._progress.corrupt(path)
-                self._blob.unlink(missing_ok=True)
-        if not self._blob.exists():
-            with self._cache.lock(repo, etag, self._stop.check):
-                if not self._blob.exists():
+        repo = self._copy.repo
+        if not self._is_unchanged():
+            # Under the lock, or a copy that shares the blob could throw away what was just mended.
+            with self._cache.lock(repo, self._file.etag, self._stop.check):
+                if not self._verify():
                     self._download()
         self._cache.link(repo, self._copy.commit, self._file)
-        self._progress.file(path, Phase.READY, self._file.size)
+        self._progress.file(self._file.path, Phase.READY, self._file.size)
+        return Seen(self._file, self._look)
 
     def _is_unchanged(self) -> bool:
         return self._look is not None and look_of(self._blob) == tuple(self._look)
 
-    def _is_whole(self) -> bool:
+    def _verify(self) -> bool:
+        """What is there has its hash; what has not is thrown away."""
+        before = look_of(self._blob)
+        if before is None:
+            return False
+        self._progress.file(self._file.path, Phase.VERIFYING, 0)
         with ContentHash(self._file.etag, self._file.size) as found:
-            return found.update_from(self._blob, self._verified) == self._file.size and found.matches()
+            whole = found.update_from(self._blob, self._verified) == self._file.size and found.matches()
+        if whole and look_of(self._blob) == before:
+            self._look = before
+            return True
+        self._progress.corrupt(self._file.path)
+        self._blob.unlink(missing_ok=True)
+        return False
 
     def _verified(self, size: int) -> None:
         self._stop.check()
@@ -124,9 +136,15 @@ class FileFetch:
         """Fetch it until it is whole and its hash is right."""
         self._blob.parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(_CORRUPT_TRIES):
-            if self._fill():
+            written = self._fill()
+            if written is not None:
                 self._partial.replace(self._blob)
-                return
+                look = look_of(self._blob)
+                # Renaming changes only the third number: the rest must be as when the last byte was written.
+                if look is not None and (look[0], look[1], look[3]) == written:
+                    self._look = look
+                    return
+                self._blob.unlink(missing_ok=True)
             self._progress.corrupt(self._file.path)
             self._partial.unlink(missing_ok=True)
             self._progress.file(self._file.path, Phase.FETCHING, 0)
@@ -137,8 +155,12 @@ class FileFetch:
             "listed; the hub, a mirror or a proxy on the way changes it",
         )
 
-    def _fill(self) -> bool:
-        """Append to the partial file until it has its size; says whether its content is right."""
+    def _fill(self) -> tuple[int, int, int] | None:
+        """Append to the partial file until it has its size.
+
+        Returns:
+            Size, time of change and inode when the last byte was written; None where the content is wrong.
+        """
         path, size = self._file.path, self._file.size
         # Unbuffered: what was received is the kernel's at once, and survives our being killed.
         with self._partial.open("ab", buffering=0) as out, ContentHash(self._file.etag, size) as found:
@@ -159,7 +181,8 @@ class FileFetch:
                     if not error.passes or tries >= _TRIES_WITHOUT_PROGRESS:
                         raise
                     wait_for_hub(error, tries, self._progress, self._stop)
-            return found.matches()
+            info = os.fstat(out.fileno())
+            return (info.st_size, info.st_mtime_ns, info.st_ino) if found.matches() else None
 
     def _receive(self, out: Any, found: ContentHash, have: int) -> None:  # noqa: ANN401 -- a raw file
         """Read one answer to its end."""

@@ -1,15 +1,18 @@
-"""Remove copies that nobody needs, through the hub's own cache tools: only ours, unless told otherwise.
+"""Remove copies that nobody needs: never what is needed, never what is being fetched, and only ours unless told.
 
-Blobs that another revision shares stay; the hub's `DeleteCacheStrategy` sees to that.
+Not by the hub's own `DeleteCacheStrategy`: that goes by commit alone, over all repositories, and removes a whole
+repository with its last revision, whatever is being fetched into it.
 """
 
 import contextlib
-from collections.abc import Collection, Iterable
+import fcntl
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.core.weights import Copy, Role
-from reconciler.weights.cache import HubCache
+from reconciler.core.weights import Copy, Keep, Role, is_commit
+from reconciler.weights.cache import PARTIAL_SUFFIX, HubCache
 from reconciler.weights.manifest import Manifests
 
 
@@ -18,15 +21,16 @@ class Unneeded:
     """A revision in the cache that no model needs.
 
     Attributes:
-        size: Bytes that are free once it is gone.
+        size: Bytes that are free once it is gone, alone.
         ours: We fetched it.
+        used: Seconds since the epoch of its last change.
     """
 
     repo: str
     commit: str
     size: int
     ours: bool
-    last_used: float
+    used: float
 
 
 class Garbage:
@@ -36,68 +40,113 @@ class Garbage:
         self._cache = cache
         self._manifests = manifests
 
-    def unneeded(self, needed: Collection[Copy], *, everything: bool = False) -> list[Unneeded]:
-        """Revisions that are not needed, the longest unused first.
+    def unneeded(self, keep: Keep, *, everything: bool = False) -> list[Unneeded]:
+        """Revisions that are not needed, the longest untouched first.
 
         Args:
-            needed: What is.
+            keep: What is.
             everything: Also revisions that others fetched into the cache.
         """
-        from huggingface_hub import scan_cache_dir  # noqa: PLC0415 -- slow to import
-
-        if not self._cache.root.is_dir():
-            return []
-        kept = {(copy.repo, copy.commit) for copy in needed}
         ours = {(m.copy.repo, m.copy.commit) for m in self._manifests.all() if m.fetched}
-        info = scan_cache_dir(self._cache.root)
         found: list[Unneeded] = []
-        for repo in info.repos:
-            for revision in repo.revisions if repo.repo_type == "model" else ():
-                key = (repo.repo_id, revision.commit_hash)
-                if key in kept or not (everything or key in ours):
+        for repo in self._cache.repos():
+            for snapshot in self._snapshots(repo):
+                commit = snapshot.name
+                if keep.has(repo, commit) or not (everything or (repo, commit) in ours):
                     continue
-                size = info.delete_revisions(revision.commit_hash).expected_freed_size
-                found.append(Unneeded(*key, size, key in ours, repo.last_accessed))
-        return sorted(found, key=lambda each: (each.last_used, each.repo, each.commit))
+                alone = self._blobs_of(snapshot) - self._blobs_that_stay(repo, keep, {commit})
+                size = sum(path.stat().st_size for path in alone if path.exists())
+                found.append(Unneeded(repo, commit, size, (repo, commit) in ours, snapshot.stat().st_mtime))
+        return sorted(found, key=lambda each: (each.used, each.repo, each.commit))
 
-    def partial(self, needed: Collection[Copy]) -> list[Path]:
-        """What is left of downloads that were given up: partial files of repositories that nobody needs."""
-        kept = {self._cache.folder(copy.repo) for copy in needed}
-        return [
-            path
-            for path in sorted(self._cache.root.glob("models--*/blobs/*.reconcile.incomplete"))
-            if path.parent.parent not in kept
-        ]
+    def partial(self, keep: Keep) -> list[Path]:
+        """What is left of downloads that were given up."""
+        found: list[Path] = []
+        for repo in self._cache.repos():
+            if repo in keep.repos:
+                continue
+            needed = self._noted_etags(repo, keep)
+            for path in sorted((self._cache.folder(repo) / "blobs").glob(f"*{PARTIAL_SUFFIX}")):
+                etag = path.name.removesuffix(PARTIAL_SUFFIX)
+                if etag not in needed and not self._is_locked(repo, etag):
+                    found.append(path)
+        return found
 
-    def remove(self, unneeded: Iterable[Unneeded], partial: Iterable[Path] = ()) -> int:
+    def remove(self, unneeded: Iterable[Unneeded], keep: Keep, partial: Iterable[Path] = ()) -> int:
         """Remove them; gives the bytes that are free now."""
-        from huggingface_hub import scan_cache_dir  # noqa: PLC0415
-
-        freed = 0
-        for path in partial:
-            with contextlib.suppress(FileNotFoundError):
-                size = path.stat().st_size
-                path.unlink()
-                freed += size
-        commits = [(each.repo, each.commit) for each in unneeded]
-        if commits:
-            strategy = scan_cache_dir(self._cache.root).delete_revisions(*(commit for _, commit in commits))
-            strategy.execute()
-            freed += strategy.expected_freed_size
-        for repo, commit in commits:
-            for role in Role:
-                self._manifests.forget(Copy(repo, commit, role))
+        freed = sum(_unlink(path) for path in partial)
+        by_repo: dict[str, set[str]] = {}
+        for each in unneeded:
+            by_repo.setdefault(each.repo, set()).add(each.commit)
+        for repo, commits in by_repo.items():
+            freed += self._remove_from(repo, commits, keep)
         return freed
 
-    def make_room(self, needed: Collection[Copy], size: int) -> int:
-        """Remove copies of ours, the longest unused first, until so many bytes are free; nothing where that fails.
+    def make_room(self, keep: Keep, size: int) -> int:
+        """Remove copies of ours, the longest untouched first, until so many bytes are free; nothing if that fails.
 
         Returns:
             The bytes that were removed.
         """
         chosen: list[Unneeded] = []
-        for each in self.unneeded(needed):
+        for each in self.unneeded(keep):
             chosen.append(each)
             if sum(one.size for one in chosen) >= size:
-                return self.remove(chosen)
+                return self.remove(chosen, keep)
         return 0
+
+    def _remove_from(self, repo: str, commits: set[str], keep: Keep) -> int:
+        folder = self._cache.folder(repo)
+        going = {commit: self._blobs_of(folder / "snapshots" / commit) for commit in commits}
+        staying = self._blobs_that_stay(repo, keep, commits)
+        for commit in commits:
+            shutil.rmtree(folder / "snapshots" / commit, ignore_errors=True)
+            for role in Role:
+                self._manifests.forget(Copy(repo, commit, role))
+        freed = sum(_unlink(blob) for blob in set().union(*going.values()) - staying)
+        for ref in (folder / "refs").rglob("*"):
+            if ref.is_file() and ref.read_text(encoding="utf-8", errors="replace").strip() in commits:
+                ref.unlink(missing_ok=True)
+        # Empty folders go; whatever is still in one keeps it.
+        for name in ("refs", "snapshots", "blobs", ""):
+            with contextlib.suppress(OSError):
+                (folder / name).rmdir()
+        return freed
+
+    def _blobs_that_stay(self, repo: str, keep: Keep, going: set[str]) -> set[Path]:
+        """Blobs that other snapshots link, or that a needed copy consists of, linked yet or not."""
+        noted = {self._cache.blob(repo, etag) for etag in self._noted_etags(repo, keep)}
+        others = (self._blobs_of(path) for path in self._snapshots(repo) if path.name not in going)
+        return noted.union(*others)
+
+    def _noted_etags(self, repo: str, keep: Keep) -> set[str]:
+        manifests = (m for m in self._manifests.all() if m.copy.repo == repo and keep.has(repo, m.copy.commit))
+        return {seen.file.etag for manifest in manifests for seen in manifest.files}
+
+    def _snapshots(self, repo: str) -> list[Path]:
+        folder = self._cache.folder(repo) / "snapshots"
+        return sorted(path for path in folder.glob("*") if is_commit(path.name) and path.is_dir())
+
+    def _blobs_of(self, snapshot: Path) -> set[Path]:
+        blobs = snapshot.parent.parent / "blobs"
+        linked = (path.resolve() for path in snapshot.rglob("*") if path.is_symlink())
+        return {blobs / path.name for path in linked if path.parent == blobs.resolve()}
+
+    def _is_locked(self, repo: str, etag: str) -> bool:
+        try:
+            with self._cache.lock_file(repo, etag).open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+
+def _unlink(path: Path) -> int:
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return size

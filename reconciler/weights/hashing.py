@@ -12,6 +12,13 @@ _LARGE = 32 * 2**20
 _SHA256_DIGITS = 64
 
 
+def content_matches(etag: str, content: bytes) -> bool:
+    """The whole content has this name."""
+    with ContentHash(etag, len(content)) as found:
+        found.update(content)
+        return found.matches()
+
+
 class ContentHash:
     """The hash of content that comes in pieces; what it is depends on the etag that it is compared with.
 

@@ -11,16 +11,19 @@ import contextlib
 import datetime as dt
 import email.utils
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from reconciler.core.choose_files import Listing, RepoFile
+from reconciler.core.choose_files import Listing, RepoFile, is_etag
+from reconciler.core.weights import is_commit
 from reconciler.weights.errors import Trouble, WeightsError
-from reconciler.weights.hashing import ContentHash
+from reconciler.weights.hashing import content_matches
 
 _METADATA_SECONDS = 15.0
 _READS = 3
+_LONGEST_RETRY_AFTER = 3600.0
 _OK, _PARTIAL, _RANGE_NOT_SATISFIABLE, _TOO_MANY = 200, 206, 416, 429
 
 
@@ -66,8 +69,23 @@ class Hub:
             info = HfApi(endpoint=self._endpoint).model_info(
                 repo, revision=revision, files_metadata=True, timeout=self._timeout
             )
-        files = tuple(_file(sibling) for sibling in info.siblings or ())
-        return Listing(repo, info.sha or "", files)
+        files = tuple(_file(repo, sibling) for sibling in info.siblings or ())
+        return Listing(repo, _commit(repo, info.sha), files)
+
+    def commit_of(self, repo: str, revision: str) -> str:
+        """The commit that a revision is, and nothing else.
+
+        Raises:
+            WeightsError: It cannot be had.
+        """
+        from huggingface_hub import HfApi  # noqa: PLC0415
+
+        _quiet()
+        with _translated(repo, revision):
+            api = HfApi(endpoint=self._endpoint)
+            return _commit(
+                repo, api.model_info(repo, revision=revision, expand=["sha"], timeout=self._timeout).sha
+            )
 
     def info(self, repo: str, revision: str | None = None) -> Any:  # noqa: ANN401 -- the hub's own record
         """Everything that the hub says about a repository (`huggingface_hub.ModelInfo`).
@@ -90,14 +108,13 @@ class Hub:
             WeightsError: It cannot be had, or is not what the hub listed.
         """
         for _ in range(_READS):
-            content, found = bytearray(), ContentHash(file.etag, file.size)
+            content = bytearray()
             with self.open(repo, commit, file.path) as body:
                 for chunk in body.chunks:
                     content += chunk
                     if len(content) > file.size:
                         break
-            found.update(content)
-            if found.matches():
+            if content_matches(file.etag, bytes(content)):
                 return bytes(content)
         raise WeightsError(
             Trouble.CORRUPT, f"{repo}: {file.path} came {_READS} times with other content than the hub listed"
@@ -134,11 +151,22 @@ class Hub:
             yield Body(_start_of(answer), answer.iter_bytes())
 
 
-def _file(sibling: Any) -> RepoFile:  # noqa: ANN401 -- huggingface_hub.RepoSibling
+def _commit(repo: str, sha: object) -> str:
+    # It becomes part of paths, and a mirror may answer anything.
+    if not isinstance(sha, str) or not is_commit(sha):
+        raise WeightsError(Trouble.REFUSED, f"{repo}: this hub names no commit of 40 hexadecimal digits")
+    return sha
+
+
+def _file(repo: str, sibling: Any) -> RepoFile:  # noqa: ANN401 -- huggingface_hub.RepoSibling
     large = sibling.lfs
-    if large is not None:
-        return RepoFile(sibling.rfilename, int(large.size), str(large.sha256))
-    return RepoFile(sibling.rfilename, int(sibling.size or 0), str(sibling.blob_id or ""))
+    etag, size = (large.sha256, large.size) if large is not None else (sibling.blob_id, sibling.size)
+    if not isinstance(etag, str) or not is_etag(etag) or not isinstance(size, int) or size < 0:
+        raise WeightsError(
+            Trouble.REFUSED,
+            f"{repo}: this hub lists {sibling.rfilename!r} without a hash and a size to verify it by",
+        )
+    return RepoFile(sibling.rfilename, size, etag)
 
 
 def _start_of(answer: Any) -> int:  # noqa: ANN401 -- httpx2.Response
@@ -186,10 +214,19 @@ def _translated(repo: str, revision: str) -> Iterator[None]:
             raise  # The disk, not the network.
         reason = str(error) or type(error).__name__
         raise WeightsError(Trouble.UNREACHABLE, f"the hub does not answer ({reason})") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        # No JSON, or other fields than the client expects: a captive portal, a proxy's page, no hub at all.
+        raise WeightsError(
+            Trouble.DENIED, f"what answers at {_page(repo)} is no hub ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _of_status(repo: str, error: Any) -> WeightsError:  # noqa: ANN401 -- huggingface_hub.errors.HfHubHTTPError
     status = error.response.status_code
+    history = error.response.history
+    if status in (401, 403) and history and history[0].url.host != error.response.url.host:
+        # A storage server, which knows no tokens: the address that the hub gave has expired, say.
+        return WeightsError(Trouble.UNREACHABLE, f"the hub's storage server refuses (HTTP {status})")
     if status == _TOO_MANY:
         wait = _retry_after(str(error.response.headers.get("Retry-After", "")))
         return WeightsError(Trouble.BUSY, f"the hub limits how often we ask (HTTP {status})", retry_after=wait)
@@ -209,13 +246,14 @@ def _of_status(repo: str, error: Any) -> WeightsError:  # noqa: ANN401 -- huggin
 
 def _retry_after(text: str) -> float | None:
     """Seconds of a Retry-After header, which is a number or a date."""
-    if text.strip().isdigit():
-        return float(text)
+    if re.fullmatch(r"[0-9]{1,9}", text.strip()):
+        return min(float(text), _LONGEST_RETRY_AFTER)
     try:
         then = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+        seconds = (then - dt.datetime.now(tz=then.tzinfo)).total_seconds()
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, (then - dt.datetime.now(tz=then.tzinfo)).total_seconds())
+    return min(max(0.0, seconds), _LONGEST_RETRY_AFTER)
 
 
 def _page(repo: str) -> str:

@@ -17,8 +17,8 @@ from reconciler.core.weights import Copy
 from reconciler.host.files import write_atomic
 from reconciler.weights.cache import HubCache
 
-Look: TypeAlias = tuple[int, int, int]
-"""Size, time of change in nanoseconds, inode."""
+Look: TypeAlias = tuple[int, int, int, int]
+"""Size, time of the content's change and of any change (both in nanoseconds), inode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,9 @@ class Manifest:
 
     Attributes:
         files: What it consists of.
-        fetched: Some of it was downloaded by us, so that it is ours to remove.
+        fetched: Nobody had anything of it before us, so that it is ours to remove.
         revision: The branch or tag by which it was asked for.
+        rules: What was allowed when it was chosen: pickles, code.
         at: Seconds since the epoch of the last change.
     """
 
@@ -44,12 +45,16 @@ class Manifest:
     files: tuple[Seen, ...]
     fetched: bool = False
     revision: str = ""
+    rules: tuple[bool, bool] = (False, False)
     at: float = 0.0
 
     @property
     def total(self) -> int:
         """Bytes in all."""
         return sum(seen.file.size for seen in self.files)
+
+
+_MANIFEST = TypeAdapter(Manifest)
 
 
 class Manifests:
@@ -91,7 +96,7 @@ def look_of(path: Path) -> Look | None:
         info = path.stat()
     except OSError:
         return None
-    return info.st_size, info.st_mtime_ns, info.st_ino
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
 
 
 def is_intact(manifest: Manifest, cache: HubCache) -> bool:
@@ -104,6 +109,6 @@ def is_intact(manifest: Manifest, cache: HubCache) -> bool:
 
 def _read(path: Path) -> Manifest | None:
     try:
-        return TypeAdapter(Manifest).validate_python(json.loads(path.read_text(encoding="utf-8")))
+        return _MANIFEST.validate_python(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError):
         return None

@@ -139,7 +139,8 @@ def test_an_index_that_leads_out_of_the_repository_is_refused(name: str) -> None
     ("content", "said"),
     [
         (index("b.safetensors"), "which the repository does not have"),
-        (index("m.bin"), "no safetensors"),
+        (index("m.bin"), "no file of weights"),
+        (index("own.py"), "no file of weights"),
         (index(7), "no index"),
         (index(), "names no file"),
         (b"{", "no index"),
@@ -149,7 +150,9 @@ def test_an_index_that_leads_out_of_the_repository_is_refused(name: str) -> None
 )
 def test_an_index_that_makes_no_sense_is_refused(content: bytes, said: str) -> None:
     with pytest.raises(WeightsRefusedError, match=said):
-        chosen("config.json", "a.safetensors", "m.bin", contents={"model.safetensors.index.json": content})
+        chosen(
+            "config.json", "a.safetensors", "m.bin", "own.py", contents={"model.safetensors.index.json": content}
+        )
 
 
 @pytest.mark.parametrize(

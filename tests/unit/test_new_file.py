@@ -193,7 +193,9 @@ hostile = st.one_of(
         ]
     ),
 )
-words = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,20}", fullmatch=True)
+words = st.from_regex(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,18}[A-Za-z0-9])?", fullmatch=True).filter(
+    lambda word: "--" not in word and ".." not in word and not word.endswith((".git", ".lock"))
+)
 
 
 @settings(max_examples=300, deadline=None)

@@ -51,15 +51,14 @@ def test_no_string_of_a_file_can_add_anything_to_the_application(
 ) -> None:
     plain = compiled(source={"path": "/x", "tokenizer": "t"})
     target = compiled(
-        source={"path": "/" + path, "tokenizer": tokenizer},
+        source={"path": "/" + path, "tokenizer": "/" + tokenizer},
         description=description,
         labels={"team": label},
         engine={"args": {"chat_template_content_format": description, "hf_overrides": {label: [path]}}},
     )
     assert target.fields["description"] == description
     llm = target.config["args"]["llm_configs"][0]
-    assert [llm["model_loading_config"]["model_source"]] == list(target.paths)
-    assert llm["engine_kwargs"]["tokenizer"] == tokenizer
+    assert {llm["model_loading_config"]["model_source"], llm["engine_kwargs"]["tokenizer"]} == set(target.paths)
     assert llm["engine_kwargs"]["hf_overrides"] == {label: [path]}
     assert llm["engine_kwargs"]["chat_template_content_format"] == description
     assert target.config.keys() == plain.config.keys()

@@ -6,13 +6,14 @@ from typing import Any
 
 from reconciler.core.desired import Desired, Snapshot, compile_desired, wanted_in
 from reconciler.core.diff import Effect
+from reconciler.core.keep import what_to_keep
 from reconciler.core.model_source import copies_in
 from reconciler.core.parse import parse_all
 from reconciler.core.plan import Action, Do, HeldKind
 from reconciler.core.planner import make_plan
 from reconciler.core.render import Platform, Renderer, adapter_names
 from reconciler.core.state import Application, Observed, Record, Replica, Status
-from reconciler.core.weights import Copy, CopyState, Phase, Resolution, Role
+from reconciler.core.weights import Copy, CopyState, Keep, Phase, Resolution, Role
 
 TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")
 RENDERER = Renderer(TEMPLATE, Platform(hub_cache="/cache"))
@@ -62,8 +63,7 @@ def test_the_application_reads_the_snapshot_and_stays_off_the_network() -> None:
     assert llm["model_loading_config"]["model_source"] == f"/cache/models--o--m/snapshots/{OLD}"
     assert llm["runtime_env"]["env_vars"]["HF_HUB_OFFLINE"] == "1"
     assert "revision" not in llm["engine_kwargs"]
-    assert copies_in(config, "/cache") == {Copy("o/m", OLD)}
-    assert copies_in(config, "/other") == frozenset()
+    assert copies_in(config) == {Copy("o/m", OLD)}
 
 
 def test_the_commit_is_part_of_the_version() -> None:
@@ -116,6 +116,45 @@ def test_a_failed_download_is_held_with_its_reason_and_the_time_of_the_next_try(
         (HeldKind.MISSING, "the disk is full", 7.0)
     ]
     assert plan.settled
+
+
+def test_one_copy_that_cannot_be_had_does_not_stop_the_others() -> None:
+    text = "source: {repo: o/m}\nadapters: [{name: lora, repo: o/a}]\n"
+    failed = CopyState(Phase.FAILED, reason="it is gated", retry_at=7.0)
+    plan = make_plan(desired(text), Observed(weights={Copy("o/a", OLD, Role.ADAPTER): failed}))
+    assert [held.reason for held in plan.held] == ["it is gated"]
+    assert [(step.do, step.why) for step in plan.steps] == [(Do.FETCH, f"downloads o/m@{OLD[:8]}")]
+
+
+def test_a_draft_model_comes_the_same_way() -> None:
+    text = (
+        "source: {repo: o/m}\nengine: {args: {speculative_config: {model: o/draft, num_speculative_tokens: 3}}}\n"
+    )
+    target = desired(text).targets["m"]
+    assert set(target.copies) == {Copy("o/m", OLD), Copy("o/draft", OLD)}
+    assert target.config["args"]["llm_configs"][0]["engine_kwargs"]["speculative_config"] == {
+        "model": f"/cache/models--o--draft/snapshots/{OLD}",
+        "num_speculative_tokens": 3,
+    }
+
+
+def test_what_files_want_what_runs_and_what_may_come_back_is_kept() -> None:
+    wanted = desired(resolution=Resolution(NEW))
+    observed = running(desired())
+    assert what_to_keep(wanted, observed) == Keep(frozenset({Copy("o/m", OLD), Copy("o/m", NEW)}))
+    previous = dataclasses.replace(next(iter(observed.records.values())), previous=desired().targets["m"].config)
+    gone = Observed(records={"m": previous})
+    assert what_to_keep(wanted, gone) == Keep(frozenset({Copy("o/m", OLD), Copy("o/m", NEW)}))
+
+
+def test_where_it_cannot_be_told_what_is_needed_nothing_is_removed() -> None:
+    unknown = desired(resolution=Resolution())
+    keep = what_to_keep(unknown, Observed())
+    assert keep is not None
+    assert keep.has("o/m", OLD)
+    invalid = compile_desired(Snapshot("r", {"models.d/m.yaml": b"{"}, "/m"), RENDERER, {})
+    assert what_to_keep(invalid, Observed()) is None
+    assert what_to_keep(Desired(unreadable="gone"), Observed()) is None
 
 
 def test_a_model_that_is_up_needs_its_weights_no_more() -> None:

@@ -1,6 +1,7 @@
 """A model repository of random bytes in two shards, and a machine that fetches it."""
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import random
@@ -14,11 +15,13 @@ from hub_server import Hub
 from reconciler.core.choose_files import Rules
 from reconciler.core.weights import Copy, CopyState, Role
 from reconciler.weights.cache import HubCache
-from reconciler.weights.fetch import Fetcher, Limits
+from reconciler.weights.choosing import Chooser
+from reconciler.weights.fetch import Fetcher
 from reconciler.weights.hub import Hub as Client
 from reconciler.weights.manifest import Manifests
 from reconciler.weights.progress import Progress
-from reconciler.weights.store import WeightStore
+from reconciler.weights.room import Room
+from reconciler.weights.store import Limits, WeightStore
 
 CHUNK = 2**20
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -69,21 +72,29 @@ class Kit:
         """`org/model` at the commit it has."""
         return Copy("org/model", self.commit)
 
-    def fetcher(self, **limits: Any) -> Fetcher:
-        """A fetcher that gives up a stalled connection after a second."""
-        client = Client(self.hub.url, timeout=5, stall=1)
-        return Fetcher(client, self.cache, self.manifests, Limits(**limits))
+    def chooser(self, rules: Rules = Rules()) -> Chooser:  # noqa: B008 -- immutable
+        """What says which files a copy has."""
+        return Chooser(self.client(), self.cache, self.manifests, rules)
 
-    def fetch(self, copy: Copy | None = None, revision: str = "main", **limits: Any) -> None:
+    def client(self) -> Client:
+        """A client that gives up a stalled connection after a second."""
+        return Client(self.hub.url, timeout=5, stall=1)
+
+    def fetcher(self, *, reserve: int = 0, limit: int | None = None, rules: Rules = Rules()) -> Fetcher:  # noqa: B008
+        """What makes copies; it removes nothing to make room."""
+        room = Room(self.cache, reserve=reserve, limit=limit, make_room=lambda _: 0)
+        return Fetcher(self.client(), self.cache, self.manifests, chooser=self.chooser(rules), room=room)
+
+    def fetch(self, copy: Copy | None = None, revision: str = "main", **options: Any) -> None:
         """Fetch one copy, here and now."""
         self.progress = Progress()
-        self.fetcher(**limits).fetch(copy or self.copy, revision, self.progress, threading.Event())
+        self.fetcher(**options).fetch(copy or self.copy, revision, self.progress, threading.Event())
 
     def store(self, **options: Any) -> WeightStore:
         """The store as the loop has it."""
-        rules = options.pop("rules", Rules())
-        client = Client(self.hub.url, timeout=5, stall=1)
-        return WeightStore(self.folder / "state", client, self.cache, Limits(rules), **options)
+        names = {each.name for each in dataclasses.fields(Limits)}
+        limits = Limits(**{key: options.pop(key) for key in list(options) if key in names})
+        return WeightStore(self.folder / "state", self.client(), self.cache, limits, **options)
 
     def state(self, copy: Copy | None = None) -> CopyState:
         """How far the copy is, as a reconciler that starts now sees it."""

@@ -17,7 +17,7 @@ from huggingface_hub import scan_cache_dir, snapshot_download
 
 from reconciler.core.weights import Copy, Phase
 from reconciler.weights import fetch_file
-from reconciler.weights.errors import CancelledError, Trouble, WeightsError
+from reconciler.weights.errors import StoppedError, Trouble, WeightsError
 from reconciler.weights.hashing import ContentHash
 
 from .repository import CHUNK, SHARDS, WANTED, Kit, expected, model_files
@@ -223,7 +223,7 @@ def test_what_has_no_room_is_refused_before_the_first_byte(kit: Kit) -> None:
         kit.fetch(reserve=free)
     assert caught.value.trouble is Trouble.NO_SPACE
     with pytest.raises(WeightsError, match="cache_limit_gib"):
-        kit.fetch(cache_limit=1000)
+        kit.fetch(limit=1000)
     assert shards_asked_for(kit.hub) == 0
 
 
@@ -266,7 +266,7 @@ def test_a_download_that_nobody_wants_any_more_stops_at_once(kit: Kit) -> None:
     def run() -> None:
         try:
             kit.fetcher().fetch(kit.copy, "main", kit.progress, cancel)
-        except CancelledError as error:
+        except StoppedError as error:
             errors.append(error)
 
     thread = threading.Thread(target=run)

@@ -7,14 +7,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_server import Hub, Slow, Status
 
-from reconciler.core.weights import Copy, CopyState, Phase, Resolution, Role, Wanted
+from reconciler.core.weights import Copy, CopyState, Keep, Phase, Resolution, Role, Wanted
 from reconciler.weights import fetch_file
 from reconciler.weights.store import WeightStore
 
@@ -32,7 +32,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def resolve(store: WeightStore, wanted: Wanted) -> Resolution:
-    return (await store.resolve([wanted], patience=5))[wanted]
+    return (await store.revisions.resolve([wanted], patience=5))[wanted]
 
 
 async def until(condition: Callable[[], object], seconds: float = 10) -> None:
@@ -42,11 +42,9 @@ async def until(condition: Callable[[], object], seconds: float = 10) -> None:
         await asyncio.sleep(0.02)
 
 
-async def closing(store: WeightStore, work: Awaitable[None]) -> None:
-    try:
-        await work
-    finally:
-        await store.close()
+def fetch(store: WeightStore, wanted: Mapping[Copy, str] = {}, keep: Collection[Copy] = ()) -> None:
+    """As the loop asks for it: these and no others."""
+    store.fetch(wanted, still_wanted=(), keep=Keep(frozenset(keep)))
 
 
 # --- revisions ----------------------------------------------------------------------------------------------
@@ -55,10 +53,11 @@ async def closing(store: WeightStore, work: Awaitable[None]) -> None:
 async def test_a_revision_is_found_out_beside_the_loop(kit: Kit) -> None:
     """The first answer is that it is not known yet; the loop is woken when it is."""
     woken: list[bool] = []
-    store = kit.store(wake=lambda: woken.append(True))
-    assert (await store.resolve([MAIN]))[MAIN] == Resolution()
+    store = kit.store()
+    store.revisions.wake = lambda: woken.append(True)
+    assert (await store.revisions.resolve([MAIN]))[MAIN] == Resolution()
     await until(lambda: woken)
-    assert (await store.resolve([MAIN]))[MAIN] == Resolution(kit.commit)
+    assert (await store.revisions.resolve([MAIN]))[MAIN] == Resolution(kit.commit)
     await store.close()
 
 
@@ -96,7 +95,7 @@ async def test_a_pin_goes_with_its_model(kit: Kit) -> None:
     store = kit.store()
     await resolve(store, MAIN)
     moved = kit.hub.repo("org/model", NEWER)
-    store.forget_models(["other"])
+    store.revisions.forget([], ["other"])
     assert await resolve(kit.store(), MAIN) == Resolution(moved)
 
 
@@ -141,10 +140,10 @@ async def test_offline_the_cache_says_which_commit_it_is(kit: Kit) -> None:
 async def test_two_models_of_one_commit_are_one_download(kit: Kit) -> None:
     store = kit.store()
     others = [Wanted(name, "org/model", "main", Role.MODEL) for name in ("a", "b")]
-    found = await store.resolve(others, patience=5)
+    found = await store.revisions.resolve(others, patience=5)
     copies = {Copy("org/model", found[each].commit): "main" for each in others}
     for _ in range(3):
-        store.fetch_only(copies)
+        fetch(store, copies)
     await store.finished(copies)
     assert kit.snapshot() == expected(FILES)
     assert [len(kit.hub.requests_for(shard, "GET")) for shard in SHARDS] == [1, 1]
@@ -154,15 +153,15 @@ async def test_two_models_of_one_commit_are_one_download(kit: Kit) -> None:
 async def test_what_nobody_wants_any_more_stops_and_goes_on_later(kit: Kit) -> None:
     kit.hub.fault(Slow(300_000), path="*.safetensors", times=None)
     store = kit.store()
-    store.fetch_only({kit.copy: "main"})
+    fetch(store, {kit.copy: "main"})
     await until(lambda: store.under_way()[kit.copy].done > 200_000)
-    store.fetch_only({})
+    fetch(store)
     await until(lambda: not store.under_way(), 3)
     there = (await store.states([kit.copy]))[kit.copy]
     assert there.phase is Phase.ABSENT
     assert there.done > 200_000
     kit.hub.clear_faults()
-    store.fetch_only({kit.copy: "main"})
+    fetch(store, {kit.copy: "main"})
     await store.finished([kit.copy])
     assert kit.snapshot() == expected(FILES)
     await store.close()
@@ -172,7 +171,7 @@ async def test_progress_is_told_while_it_goes(kit: Kit) -> None:
     """Bytes, rate, time left and phase, of the copy and of each file."""
     kit.hub.fault(Slow(1_000_000), path="*.safetensors", times=None)
     store = kit.store()
-    store.fetch_only({kit.copy: "main"})
+    fetch(store, {kit.copy: "main"})
     seen: list[CopyState] = []
     async for states in store.subscribe(every=0.05):
         if kit.copy not in states:
@@ -194,7 +193,7 @@ async def test_one_download_after_the_other_where_only_one_may_be_under_way(kit:
     other = Copy("org/other", kit.hub.repo("org/other", NEWER))
     kit.hub.fault(Slow(2_000_000), path="*.safetensors", times=None)
     store = kit.store(downloads_at_once=1)
-    store.fetch_only({kit.copy: "main", other: "main"})
+    fetch(store, {kit.copy: "main", other: "main"})
     await until(lambda: store.under_way()[kit.copy].phase is Phase.FETCHING)
     assert store.under_way()[other].phase is Phase.QUEUED
     await store.finished([kit.copy, other])
@@ -206,7 +205,7 @@ async def test_a_failed_download_waits_and_can_be_forgiven(kit: Kit) -> None:
     closed = Copy("org/closed", kit.hub.repo("org/closed", FILES, gated=True))
     now = [1000.0]
     store = kit.store(clock=lambda: now[0])
-    store.fetch_only({closed: "main"})
+    fetch(store, {closed: "main"})
     state = (await store.finished([closed]))[closed]
     assert state.phase is Phase.FAILED
     assert "is gated" in state.reason
@@ -241,7 +240,7 @@ async def test_a_repository_for_a_tokenizer_or_an_adapter_brings_what_it_is_for(
     }
     adapter = Copy("org/lora", kit.hub.repo("org/lora", adapter_files), Role.ADAPTER)
     store = kit.store()
-    store.fetch_only({tokenizer: "main", adapter: "main"})
+    fetch(store, {tokenizer: "main", adapter: "main"})
     states = await store.finished([tokenizer, adapter])
     assert {state.phase for state in states.values()} == {Phase.READY}
     assert set(kit.snapshot()) == {"config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -258,11 +257,11 @@ async def test_only_what_is_ours_and_not_needed_is_removed(kit: Kit) -> None:
     newer = Copy("org/model", kit.hub.repo("org/model", NEWER))
     kit.fetch(newer)
     store = kit.store()
-    (found,) = store.garbage.unneeded([newer])
+    (found,) = store.garbage.unneeded(Keep(frozenset({newer})))
     assert (found.repo, found.commit, found.ours) == ("org/model", kit.commit, True)
     # The tokenizer and the configuration are the same in both, so they stay.
     assert 0 < found.size < sum(len(content) for content in expected(FILES).values())
-    freed = store.garbage.remove([found])
+    freed = store.garbage.remove([found], Keep(frozenset({newer})))
     assert freed == found.size
     assert kit.snapshot(newer.commit) == expected(NEWER)
     assert (await store.states([newer]))[newer].phase is Phase.READY
@@ -274,8 +273,8 @@ async def test_what_others_fetched_is_removed_only_if_told(kit: Kit) -> None:
 
     snapshot_download("org/model", cache_dir=kit.cache.root, endpoint=kit.hub.url)
     store = kit.store()
-    assert store.garbage.unneeded([]) == []
-    assert [found.ours for found in store.garbage.unneeded([], everything=True)] == [False]
+    assert store.garbage.unneeded(Keep()) == []
+    assert [found.ours for found in store.garbage.unneeded(Keep(), everything=True)] == [False]
 
 
 async def test_room_is_made_of_what_nobody_needs(kit: Kit) -> None:
@@ -283,17 +282,14 @@ async def test_room_is_made_of_what_nobody_needs(kit: Kit) -> None:
     kit.fetch()
     other = Copy("org/other", kit.hub.repo("org/other", NEWER))
     limit = kit.cache.size() + 1000
-    from reconciler.weights.fetch import Limits
-
-    store = kit.store()
-    store._fetcher._limits = Limits(cache_limit=limit)
-    store.fetch_only({other: "main"}, [kit.copy])
+    store = kit.store(cache_limit=limit)
+    fetch(store, {other: "main"}, [kit.copy])
     state = (await store.finished([other]))[other]
     assert state.phase is Phase.FAILED
     assert "cache_limit_gib" in state.reason
     assert kit.snapshot() == expected(FILES)
     store.forgive()
-    store.fetch_only({other: "main"}, [])
+    fetch(store, {other: "main"}, [])
     assert (await store.finished([other]))[other].phase is Phase.READY
     assert not kit.cache.snapshot("org/model", kit.commit).exists()
     await store.close()
@@ -304,9 +300,23 @@ async def test_room_is_made_of_what_nobody_needs(kit: Kit) -> None:
 TOKEN = "hf_verysecretindeed123"
 
 
-def command(kit: Kit, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    (kit.folder / "models.d").mkdir(exist_ok=True, parents=True)
+def environment(kit: Kit, **more: str) -> dict[str, str]:
+    """A person's, in front of the test's hub and without a cluster."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("RECONCILE_", "HF_", "RAY_"))}
+    return {
+        **clean,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "HF_ENDPOINT": kit.hub.url,
+        "HF_HOME": str(kit.folder / "home"),
+        "RECONCILE_ENGINE": "cpu",
+        "RECONCILE_RAY_DASHBOARD": "http://127.0.0.1:9",
+        **more,
+    }
+
+
+def command(kit: Kit, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """`reconcile`, as a person runs it."""
+    (kit.folder / "models.d").mkdir(exist_ok=True, parents=True)
     return subprocess.run(
         [sys.executable, "-m", "reconciler", *arguments],
         capture_output=True,
@@ -314,15 +324,7 @@ def command(kit: Kit, *arguments: str, **environment: str) -> subprocess.Complet
         check=False,
         timeout=60,
         cwd=kit.folder,
-        env={
-            **clean,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            "HF_ENDPOINT": kit.hub.url,
-            "HF_HOME": str(kit.folder / "home"),
-            "RECONCILE_ENGINE": "cpu",
-            "RECONCILE_RAY_DASHBOARD": "http://127.0.0.1:9",
-            **environment,
-        },
+        env=environment(kit, **more),
     )
 
 
@@ -423,20 +425,28 @@ async def test_other_commands_see_what_the_running_reconciler_downloads(kit: Kit
     """`reconcile status` asks over the control socket, and gets bytes, rate and files."""
     from reconciler.activator.server import serve_unix
     from reconciler.loop.control import control_app
-    from reconciler.loop.service import CONTROL_SOCKET, downloads_under_way
+    from reconciler.loop.service import CONTROL_SOCKET, learn_from_running
 
-    assert await downloads_under_way(tmp_path) == {}
+    closed = Copy("org/closed", kit.hub.repo("org/closed", FILES, gated=True))
     kit.hub.fault(Slow(500_000), path="*.safetensors", times=None)
     store = kit.store()
     loop: Any = None  # Only the other route needs one.
     server = asyncio.create_task(serve_unix(control_app(loop, store), tmp_path / CONTROL_SOCKET))
-    store.fetch_only({kit.copy: "main"})
+    fetch(store, {kit.copy: "main"})
     await until(lambda: (tmp_path / CONTROL_SOCKET).exists() and store.under_way()[kit.copy].done > 100_000)
-    (seen,) = (await downloads_under_way(tmp_path)).items()
-    assert seen[0] == kit.copy
-    assert seen[1].phase is Phase.FETCHING
-    assert 100_000 < seen[1].done < (seen[1].total or 0)
-    assert {file.path for file in seen[1].files} == set(expected(FILES))
+    fetch(store, {kit.copy: "main", closed: "main"})
+    await until(lambda: closed in store.failures)
+    await resolve(store, Wanted("m", "org/none", "main", Role.MODEL))
+    other = kit.store(ask_hub=False)
+    await learn_from_running(tmp_path, other)
+    states = await other.states([kit.copy, closed])
+    moving = states[kit.copy]
+    assert moving.phase is Phase.FETCHING
+    assert 100_000 < moving.done < (moving.total or 0)
+    assert {file.path for file in moving.files} == set(expected(FILES))
+    assert states[closed].phase is Phase.FAILED
+    assert "is gated" in states[closed].reason
+    assert "not on the hub" in (await resolve(other, Wanted("m", "org/none", "main", Role.MODEL))).problem
     await store.close()
     server.cancel()
     await asyncio.gather(server, return_exceptions=True)
@@ -459,21 +469,12 @@ def test_a_person_on_a_terminal_sees_a_bar(kit: Kit) -> None:
     (kit.folder / "models.d").mkdir(parents=True)
     (kit.folder / "models.d" / "m.yaml").write_text("source: {repo: org/model}\n")
     master, slave = pty.openpty()
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("RECONCILE_", "HF_", "RAY_"))}
     process = subprocess.Popen(
         [sys.executable, "-m", "reconciler", "pull"],
         stdout=slave,
         stderr=slave,
         cwd=kit.folder,
-        env={
-            **clean,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            "HF_ENDPOINT": kit.hub.url,
-            "HF_HOME": str(kit.folder / "home"),
-            "RECONCILE_ENGINE": "cpu",
-            "COLUMNS": "160",
-            "TERM": "xterm",
-        },
+        env=environment(kit, COLUMNS="160", TERM="xterm"),
     )
     os.close(slave)
     shown = b""
