@@ -16,7 +16,6 @@ from reconciler.core import catalogue as models
 from reconciler.core.catalogue import Entry
 from reconciler.core.choose_files import (
     CONFIG,
-    MAX_SMALL_FILE,
     Listing,
     RepoFile,
     Rules,
@@ -42,6 +41,7 @@ from reconciler.core.weights import DEFAULT_REVISION, Role, in_words
 from reconciler.host.files import write_atomic
 from reconciler.host.settings import Settings
 from reconciler.sources.folder import FolderSource
+from reconciler.weights.choosing import read_to_choose
 from reconciler.weights.errors import Trouble, WeightsError
 from reconciler.weights.hub import Hub
 
@@ -222,15 +222,11 @@ def _read(hub: Hub, listing: Listing, contents: dict[str, bytes]) -> str:
         WeightsRefusedError: A file is too large to be what it is called.
     """
     for name in indexes_to_read(listing, Role.MODEL):
-        file = listing.find(name)
-        assert file is not None
-        if file.size > MAX_SMALL_FILE:
-            raise WeightsRefusedError(
-                f"{listing.repo}: {name} has {in_words(file.size)}, far more than it may have"
-            )
         try:
-            contents[name] = hub.read(listing.repo, listing.commit, file)
+            contents[name] = read_to_choose(hub, listing, name)
         except WeightsError as error:
+            if error.trouble is Trouble.REFUSED:
+                raise WeightsRefusedError(str(error)) from error
             # A gated repository lists its files to everybody.
             if error.trouble is not Trouble.DENIED:
                 raise

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 
 from reconciler.core.desired import Desired
-from reconciler.core.keep import what_to_keep
+from reconciler.core.keep import recent_after, what_to_keep
 from reconciler.core.plan import Do, Plan, Step
 from reconciler.core.planner import observed_digest
 from reconciler.core.render import adapter_names
@@ -40,6 +40,7 @@ class Actor:
         first_put: Settings of a Serve instance that has to be started.
         probe_timeout: Seconds that a version may take to answer its first request.
         weights: Fetches what is missing.
+        keep_versions: Of how many earlier versions of a model the weights stay.
         wake: Called when a probe ended, so that the loop takes its next turn at once.
     """
 
@@ -53,6 +54,7 @@ class Actor:
         first_put: Json,
         probe_timeout: float,
         weights: WeightStore,
+        keep_versions: int,
         wake: Callable[[], None],
     ) -> None:
         self._serve = serve
@@ -62,6 +64,7 @@ class Actor:
         self._first_put = first_put
         self._probe_timeout = probe_timeout
         self._weights = weights
+        self._keep_versions = keep_versions
         self._wake = wake
         self._probes: dict[str, asyncio.Task[None]] = {}
 
@@ -127,7 +130,8 @@ class Actor:
 
     def _record(self, step: Step, desired: Desired) -> None:
         target = desired.targets[step.model]
-        self._memory.record(Record(step.model, target.file, target.application, target.fields))
+        recent = recent_after(self._memory.records.get(step.model), target.copies, self._keep_versions)
+        self._memory.record(Record(step.model, target.file, target.application, target.fields, recent=recent))
         self._memory.forgive(target.application)
         log.info("model.recorded", model=step.model, application=step.application, revision=desired.revision)
 

@@ -99,6 +99,7 @@ async def assembled(
             },
             probe_timeout=settings.probe_timeout,
             weights=weights,
+            keep_versions=settings.keep_versions,
             wake=loop.wake,
         )
         try:

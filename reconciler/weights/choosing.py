@@ -13,7 +13,7 @@ from reconciler.core.choose_files import (
     indexes_to_read,
     is_weights_at_the_root,
 )
-from reconciler.core.weights import Copy
+from reconciler.core.weights import Copy, in_words
 from reconciler.weights.cache import HubCache
 from reconciler.weights.errors import Trouble, WeightsError
 from reconciler.weights.hashing import content_matches
@@ -31,6 +31,21 @@ class Chosen:
     files: tuple[RepoFile, ...]
     rules: tuple[bool, bool]
     """Pickles were allowed, code was allowed."""
+
+
+def read_to_choose(hub: Hub, listing: Listing, name: str) -> bytes:
+    """A file that the choice goes by, of bounded size and verified, without writing it anywhere.
+
+    Raises:
+        WeightsError: The hub does not give it, or it is too large to be what it is called.
+    """
+    file = listing.find(name)
+    assert file is not None
+    if file.size > MAX_READ:
+        raise WeightsError(
+            Trouble.REFUSED, f"{listing.repo}: {name} has {in_words(file.size)}, so it is no {name}"
+        )
+    return hub.read(listing.repo, listing.commit, file)
 
 
 class Chooser:
@@ -90,13 +105,12 @@ class Chooser:
     def _content(self, copy: Copy, listing: Listing, name: str) -> bytes:
         file = listing.find(name)
         assert file is not None
-        if file.size > MAX_READ:
-            raise WeightsError(Trouble.REFUSED, f"{copy}: {name} has {file.size} bytes, which is no {name}")
         with contextlib.suppress(OSError):
-            content = self._cache.blob(copy.repo, file.etag).read_bytes()
-            if content_matches(file.etag, content):
-                return content
-        return self._hub.read(copy.repo, copy.commit, file)
+            if file.size <= MAX_READ:
+                content = self._cache.blob(copy.repo, file.etag).read_bytes()
+                if content_matches(file.etag, content):
+                    return content
+        return read_to_choose(self._hub, listing, name)
 
     def _beside(self, copy: Copy, listing: Listing, files: tuple[RepoFile, ...]) -> list[RepoFile]:
         """Weights that somebody else put into the snapshot: the engine reads them, so they are verified too."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from reconciler.core.desired import Desired, Snapshot, compile_desired, wanted_in
 from reconciler.core.diff import Effect
-from reconciler.core.keep import what_to_keep
+from reconciler.core.keep import recent_after, what_to_keep
 from reconciler.core.model_source import copies_in
 from reconciler.core.parse import parse_all
 from reconciler.core.plan import Action, Do, HeldKind
@@ -145,6 +145,18 @@ def test_what_files_want_what_runs_and_what_may_come_back_is_kept() -> None:
     previous = dataclasses.replace(next(iter(observed.records.values())), previous=desired().targets["m"].config)
     gone = Observed(records={"m": previous})
     assert what_to_keep(wanted, gone) == Keep(frozenset({Copy("o/m", OLD), Copy("o/m", NEW)}))
+
+
+def test_the_weights_of_the_last_versions_are_kept_so_that_going_back_downloads_nothing() -> None:
+    record: Record | None = None
+    for commit in (OLD, NEW, "c" * 40, NEW, "d" * 40):
+        recent = recent_after(record, [Copy("o/m", commit), Copy("o/t", OLD, Role.TOKENIZER)], 2)
+        record = Record("m", "models.d/m.yaml", "m-1", {}, recent=recent)
+    assert record is not None
+    keep = what_to_keep(Desired(), Observed(records={"m": record}))
+    assert keep is not None
+    assert [keep.has("o/m", commit) for commit in ("d" * 40, NEW, "c" * 40, OLD)] == [True, True, True, False]
+    assert keep.has("o/t", OLD)
 
 
 def test_where_it_cannot_be_told_what_is_needed_nothing_is_removed() -> None:

@@ -123,7 +123,7 @@ async def test_any_retry_after_leads_to_a_next_try(kit: Kit, value: str) -> None
 
 def test_a_configuration_that_is_none_is_not_read(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "MAX_READ", 10)
-    with pytest.raises(WeightsError, match=r"which is no config\.json") as caught:
+    with pytest.raises(WeightsError, match=r"so it is no config\.json") as caught:
         kit.fetch()
     assert caught.value.trouble is Trouble.REFUSED
 
