@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     cache_limit_gib: Annotated[float, Field(gt=0)] | None = None
     """GiB that the hub's cache may have at most; what is not needed goes first. The default is no limit."""
     keep_versions: Annotated[int, Field(ge=0, le=1000)] = 2
-    """Of how many earlier versions of each declared model the weights stay, so that going back downloads nothing."""
+    """Of how many earlier versions of each model the weights stay, so that going back downloads nothing."""
     revision_check_interval: Seconds = 300.0
     """Seconds between two looks at where a branch points."""
     allow_pickle: tuple[str, ...] = ()
