@@ -29,6 +29,7 @@ Examples:
   reconcile --watch                  stay, and keep it so
   reconcile status                   what is up, and what is not and why
   reconcile catalogue qwen           well-known models
+  reconcile fit qwen3-0.6b --gpu l4  how much memory it takes, and whether it fits
   reconcile add Qwen/Qwen3-0.6B      write a model file
   reconcile pull                     fetch weights without serving
 
@@ -267,6 +268,51 @@ def gc(
         output=output,
     )
     sys.exit(code)
+
+
+@cli.command(context_settings=_CONTEXT)
+@_shared_options
+@click.argument("name", required=False)
+@click.option("--model-config", type=click.Path(path_type=Path), help="A config.json, for bare facts.")
+@click.option("--weights-gib", type=float, help="GiB of all weights together, once loaded.")
+@click.option("--parameters", type=int, help="Parameters of the whole model.")
+@click.option("--quantization", help="Where config.json does not say it: awq, gptq, fp8, nvfp4, w4a16, ...")
+@click.option("--tensor-parallel", type=int, help="The default is the fewest ranks on which it fits.")
+@click.option("--pipeline-parallel", type=int, help="Stages that the layers are dealt out to.")
+@click.option("--expert-parallel", is_flag=True, help="Whole experts on each rank.")
+@click.option("--max-model-len", type=int, help="Context length in tokens.")
+@click.option("--max-num-seqs", type=int, help="Sequences that run at once.")
+@click.option("--max-num-batched-tokens", type=int, help="Tokens that one step computes at most.")
+@click.option("--dtype", help="Type of weights and activations.")
+@click.option("--kv-cache-dtype", help="Type of the KV cache: auto, fp8, bfloat16, ...")
+@click.option("--enforce-eager", is_flag=True, help="Without CUDA graphs.")
+@click.option("--gpu", help="h100-80g, a100-40g, l4, rtx-4090, ...")
+@click.option("--gpu-memory-gib", type=float, help="Memory of one GPU, as CUDA reports it.")
+@click.option("--gpus", type=int, help="How many alike there are.")
+@click.option("--gpu-memory-utilization", type=float, help="Share of each GPU, 0 to 1.")
+@click.option("--kv-cache-memory-gib", type=float, help="Size of the KV cache, instead of what is left over.")
+@click.option("--pooling", is_flag=True, help="The model embeds, scores or classifies.")
+@click.option("--language-model-only", is_flag=True, help="A vision model without its tower.")
+@click.pass_obj
+def fit(
+    shared: dict[str, Any],
+    /,
+    *,
+    name: str | None,
+    state_dir: Path | None,
+    models_dir: Path | None,
+    output: str,
+    **options: Any,  # noqa: ANN401 -- the fields of FitOptions, by name
+) -> None:
+    """Say how much memory a model takes on each GPU, whether it fits, and what to change if it does not.
+
+    Of a model file whose weights are on this machine (NAME), or of bare facts (--model-config). Needs neither a
+    GPU nor a cluster, and neither torch nor vLLM. Exit 0: it fits; 3: it does not.
+    """
+    from reconciler.cli import fit as fitting  # noqa: PLC0415
+
+    settings, output = _merged(shared, state_dir, models_dir, output)
+    sys.exit(fitting.fit(settings, name, options=fitting.FitOptions(**options), output=output))
 
 
 @cli.command(context_settings=_CONTEXT)

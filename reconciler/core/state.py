@@ -88,8 +88,8 @@ class Record:
         application: The version that has the traffic, or had it last.
         previous: The configuration of the version that made room for the current one; it comes back if that
             one fails.
-        recent: The copies that the last versions read, the newest first, each as `repo@commit`s with spaces between:
-            their weights stay, so that going back downloads nothing.
+        recent: The copies that the last versions read, the newest first, each as `repo@commit`s with spaces
+            between: their weights stay, so that going back downloads nothing.
     """
 
     model: str
