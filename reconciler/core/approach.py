@@ -11,12 +11,14 @@ Because every step is read off the observed state, a reconciler that was killed 
 """
 
 from reconciler.core.diff import in_place_changes
+from reconciler.core.main_memory import PROCESSES, source_of
 from reconciler.core.plan import Action, Change, Do, Held, HeldKind
 from reconciler.core.render import Target, demand_of, with_in_place
 from reconciler.core.spec import Policy, parse_duration
 from reconciler.core.state import Application, Failure, Json, Status
 from reconciler.core.turn import Turn
 from reconciler.core.waiting_for_weights import fetch_weights, weights_problem
+from reconciler.core.weights import in_words
 
 
 def approach(turn: Turn, target: Target) -> None:
@@ -209,12 +211,29 @@ def _hold_reason(turn: Turn, target: Target, live: list[Application]) -> Held | 
     if target.spec.lifecycle.policy is Policy.MANUAL and not (live or _made_way(turn, target.model)):
         return Held(target.model, HeldKind.MANUAL, "policy manual: it is loaded by hand only", target.file)
     if turn.fits(target.demand) or turn.fits_without(target.demand, turn.leaving | {app.name for app in live}):
-        return weights_problem(turn, target)
+        return weights_problem(turn, target) or _no_memory(turn, target, live)
     demand = target.demand
     wanted = f"{demand.ranks} x {demand.gpus:g} GPU" if demand.ranks > 1 else f"{demand.gpus:g} GPU"
     if demand.accelerator:
         wanted += f" of type {demand.accelerator}"
     return Held(target.model, HeldKind.NO_ROOM, f"it needs {wanted}; {turn.describe_free()}", target.file)
+
+
+def _no_memory(turn: Turn, target: Target, live: list[Application]) -> Held | None:
+    # What would take the place of another version of its model is tried: nobody knows what that one gives back.
+    needed, left = turn.memory_of(target.config), turn.memory_left()
+    if live or left is None or needed <= left:
+        return None
+    weights = turn.observed.folder_bytes.get(source_of(target.config), 0)
+    rest = needed - weights - PROCESSES
+    return Held(
+        target.model,
+        HeldKind.NO_ROOM,
+        f"it needs {in_words(needed)} of main memory (weights {in_words(weights)}, KV cache {in_words(rest)}, "
+        f"processes {in_words(PROCESSES)}), and {in_words(left)} are left; a smaller "
+        "engine.kv_cache_memory_gib may do",
+        target.file,
+    )
 
 
 def _may_retry(turn: Turn, target: Target, failure: Failure, live: list[Application]) -> bool:

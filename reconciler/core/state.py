@@ -134,6 +134,8 @@ class Observed:
         records: What the front door last took over, by model.
         failures: By application name.
         missing_paths: Local source paths that hold no model, with the reason.
+        main_memory: Bytes of main memory that are free where CPU engines run; None where nobody can tell.
+        folder_bytes: Bytes of the weights in a folder that an engine on the CPU reads.
         weights: How far the wanted copies of repositories are; what is not in it is not there.
         now: Seconds since the epoch, for backoff and messages only.
     """
@@ -152,6 +154,8 @@ class Observed:
     records: Mapping[str, Record] = field(default_factory=dict)
     failures: Mapping[str, Failure] = field(default_factory=dict)
     missing_paths: Mapping[str, str] = field(default_factory=dict)
+    main_memory: int | None = None
+    folder_bytes: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[Copy, CopyState] = field(default_factory=dict)
     now: float = 0.0
 

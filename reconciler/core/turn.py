@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from reconciler.core.desired import Desired
+from reconciler.core.main_memory import main_memory_of
 from reconciler.core.placement import Ledger
 from reconciler.core.plan import Change, Do, Held, Refusal, Step
 from reconciler.core.spec import parse_duration
@@ -65,6 +66,12 @@ class Turn:
             else:
                 self.live.setdefault(app.model, []).append(app)
                 self._loading += coming_up(app) or self._proves_itself(app)
+        self._memory_promised = sum(
+            self.memory_of(app.config)
+            for apps in self.live.values()
+            for app in apps
+            if coming_up(app) and app.config is not None
+        )
         self._ledger = Ledger(self.observed.nodes, self._placed.values())
 
     # --- facts ------------------------------------------------------------------------------------------
@@ -88,6 +95,15 @@ class Turn:
             return self._ledger.fits(demand)
         remaining = (placed for name, placed in self._placed.items() if name not in gone)
         return demand.gpus <= 0 or Ledger(self.observed.nodes, remaining).fits(demand)
+
+    def memory_of(self, config: Json) -> int:
+        """Bytes of main memory that an application takes, where its engine computes on the CPU."""
+        return main_memory_of(config, self.observed.folder_bytes)
+
+    def memory_left(self) -> int | None:
+        """Bytes of main memory that nobody has or was promised; None where it is not known what is free."""
+        free = self.observed.main_memory
+        return None if free is None else max(0, free - self._memory_promised)
 
     def describe_free(self) -> str:
         """What is free, in words."""
@@ -129,6 +145,7 @@ class Turn:
             self.step(Do.AWAIT, model, name, "queued behind another load")
         else:
             self.reserve(name, demand)
+            self._memory_promised += self.memory_of(config)
             self.keep[name] = config
             self.step(Do.START, model, name)
 

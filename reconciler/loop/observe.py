@@ -4,6 +4,8 @@ Looking changes nothing outside this process. A look that failed raises; it neve
 a missing application would read as one to be started.
 """
 
+import asyncio
+import contextlib
 import dataclasses
 import os
 import time
@@ -12,8 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from reconciler.core.desired import Desired
-from reconciler.core.render import adapter_names
+from reconciler.core.main_memory import source_of
+from reconciler.core.render import Target, adapter_names
 from reconciler.core.state import Application, Node, Observed
+from reconciler.core.turn import coming_up
 from reconciler.core.weights import Copy, CopyState, Role
 from reconciler.edge.edge import Edge, EdgeUnreachableError
 from reconciler.loop.memory import Memory
@@ -45,6 +49,7 @@ class Observer:
         weights: The weights on disk, and on their way.
         activator: The front door's second half, where it runs in this process.
         with_gpus: Read the cluster's GPUs; False where no model can reserve any.
+        main_memory: Gives the bytes of main memory that are free where engines run; None where that is elsewhere.
         wall_clock: Seconds since the epoch.
     """
 
@@ -57,6 +62,7 @@ class Observer:
         *,
         activator: InFlightCounter | None = None,
         with_gpus: bool = False,
+        main_memory: Callable[[], int | None] | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._serve = serve
@@ -65,6 +71,7 @@ class Observer:
         self._weights = weights
         self._activator = activator
         self._with_gpus = with_gpus
+        self._main_memory = main_memory
         self._wall_clock = wall_clock
 
     async def observe(self, desired: Desired, *, sizes: bool = False) -> Observed:
@@ -99,6 +106,8 @@ class Observer:
             records=dict(self._memory.records),
             failures=dict(self._memory.failures),
             missing_paths=_missing_paths(desired),
+            main_memory=self._main_memory() if self._main_memory is not None else None,
+            folder_bytes=await self._folder_bytes(desired, apps),
             weights=await self._weights_for(desired, apps, sizes=sizes),
             now=self._wall_clock(),
         )
@@ -110,6 +119,15 @@ class Observer:
         waiting = [target for target in desired.targets.values() if target.application not in apps]
         copies = {copy for target in waiting for copy in target.copies}
         return await self._weights.states(copies, sizes=sizes) if copies else {}
+
+    async def _folder_bytes(self, desired: Desired, apps: Mapping[str, Application]) -> dict[str, int]:
+        """Bytes of weights, of what is to be started and of what is starting; what is up shows in what is free."""
+        if self._main_memory is None:
+            return {}
+        configs = [target.config for name, target in _by_application(desired).items() if name not in apps]
+        configs += [app.config for app in apps.values() if app.config is not None and coming_up(app)]
+        folders = {source_of(config) for config in configs} - {""}
+        return await asyncio.to_thread(lambda: {folder: _weights_in(Path(folder)) for folder in folders})
 
     async def _nodes(self, apps: Mapping[str, Application]) -> tuple[Node, ...]:
         if not self._with_gpus:
@@ -135,6 +153,18 @@ class Observer:
             for name, seconds in self._activator.idle_seconds().items():
                 idle[name] = min(seconds, idle.get(name, seconds))
         return counts, idle
+
+
+def _by_application(desired: Desired) -> dict[str, Target]:
+    return {target.application: target for target in desired.targets.values()}
+
+
+def _weights_in(folder: Path) -> int:
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def _missing_paths(desired: Desired) -> dict[str, str]:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -21,6 +22,7 @@ from reconciler.core.weights_json import states_from_json
 from reconciler.edge.edge import Edge, EdgeStartError
 from reconciler.edge.options import EdgeOptions
 from reconciler.host.log import get_logger
+from reconciler.host.main_memory import available_bytes
 from reconciler.host.settings import Settings
 from reconciler.host.templates import read_template
 from reconciler.loop.act import Actor
@@ -84,6 +86,7 @@ async def assembled(
             weights,
             activator=activator if with_activator else None,
             with_gpus=settings.device == "cuda" or settings.simulate_gpus,
+            main_memory=available_bytes if _is_here(settings.ray_dashboard) else None,
         )
         source = FolderSource(settings.models_dir)
         loop = Loop(source, make_renderer(settings), observer, memory, weights, options=options)
@@ -108,6 +111,11 @@ async def assembled(
         finally:
             await actor.close()
             await weights.close()
+
+
+def _is_here(url: str) -> bool:
+    """Ray runs on this machine, so its engines take this machine's memory."""
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def make_edge(settings: Settings, serve_port: int) -> Edge:
