@@ -213,7 +213,7 @@ def _translated(repo: str, revision: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise  # The disk, not the network.
         reason = str(error) or type(error).__name__
-        raise WeightsError(Trouble.UNREACHABLE, f"the hub does not answer ({reason})") from error
+        raise WeightsError(Trouble.UNREACHABLE, f"the hub at {_address()} does not answer ({reason})") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         # No JSON, or other fields than the client expects: a captive portal, a proxy's page, no hub at all.
         raise WeightsError(
@@ -257,9 +257,13 @@ def _retry_after(text: str) -> float | None:
 
 
 def _page(repo: str) -> str:
+    return f"{_address()}/{repo}"
+
+
+def _address() -> str:
     from huggingface_hub import constants  # noqa: PLC0415
 
-    return f"{constants.ENDPOINT}/{repo}"
+    return str(constants.ENDPOINT)
 
 
 def _quiet() -> None:

@@ -54,6 +54,7 @@ class Stack:
             "RECONCILE_CPU_THREADS": "1",
             "RECONCILE_MAX_LOADS": "2",
             "HF_HOME": str(folder / "hf"),
+            "RECONCILE_REVISION_CHECK_INTERVAL": "3",
             **({"HF_ENDPOINT": hub_url} if hub_url else {"HF_HUB_OFFLINE": "1"}),
             # For the foreign application, which Ray imports by name.
             "PYTHONPATH": str(Path(__file__).parent),

@@ -348,7 +348,24 @@ def test_a_model_from_the_hub_ends_in_a_served_answer(stack: Stack, hub: Hub) ->
     assert answers["from-hub-lora"] != answers["from-hub"], "the adapter changes nothing"
     asked = {request.file for request in hub.requests if request.repo == "org/tiny" and request.file}
     assert asked.isdisjoint({"pytorch_model.bin", "README.md"})
-    assert stack.reconcile("--dry-run").returncode in (0, 3)
+
+    # The branch moves: a note, and nothing else, until the file says that it is to be followed.
+    first = row["application"]
+    moved = hub.repo("org/tiny", {**model, "generation_config.json": b'{"max_new_tokens": 7}'})
+    hub.clear()
+    plan, code = stack.plan()
+    assert (plan["changes"], code) == ([], 0)
+    assert [f"{commit[:8]} -> {moved[:8]}" in note["text"] for note in plan["notes"]] == [True]
+    tracked = file.replace("{repo: org/tiny}", "{repo: org/tiny, track: true}")
+    plan, _ = stack.plan({"from-hub": tracked})
+    (change,) = plan["changes"]
+    assert change["cause"] == f"revision main moved: {commit[:8]} -> {moved[:8]}"
+    stack.write("from-hub", tracked)
+    stack.wait_loaded("from-hub")
+    row = stack.status()["from-hub"]
+    assert row["application"] != first
+    assert moved in {each["commit"] for each in row["weights"]}
+    assert hub.requests_for("model.safetensors", "GET") == [], "what did not change was fetched again"
 
     (stack.models / "from-hub.yaml").unlink()
     stack.wait_for(lambda: "from-hub" not in stack.status(), "it is gone", 90)

@@ -417,7 +417,7 @@ def test_a_hub_that_is_not_there_is_one_line(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "models.d" / "m.yaml").write_text("source: {repo: org/model}\n")
     done = command(kit, "pull", HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 3
-    assert "the hub does not answer" in done.stdout
+    assert "the hub at http://127.0.0.1:9 does not answer" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
