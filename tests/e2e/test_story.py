@@ -307,6 +307,7 @@ def test_the_edge_is_started_again(stack: Stack) -> None:
 
 def test_a_model_from_the_hub_ends_in_a_served_answer(stack: Stack, hub: Hub) -> None:
     """A file that names a repository: fetched, verified, served offline; its adapter under a name of its own."""
+    stack.wait_loaded(CHAT)
     weights = stack.state / "demo" / "weights" / CHAT
     model = {path.name: path.read_bytes() for path in weights.iterdir() if path.is_file()}
     commit = hub.repo("org/tiny", {**model, "pytorch_model.bin": b"pickle", "README.md": b"# tiny"})
