@@ -13,7 +13,7 @@ from reconciler.core.choose_files import (
     indexes_to_read,
     is_weights_at_the_root,
 )
-from reconciler.core.weights import Copy, in_words
+from reconciler.core.weights import Copy, Role, in_words
 from reconciler.weights.cache import HubCache
 from reconciler.weights.errors import Trouble, WeightsError
 from reconciler.weights.hashing import content_matches
@@ -71,9 +71,7 @@ class Chooser:
         if manifest is None or manifest.copy != copy or tuple(manifest.rules) != self.verdict(copy):
             return None
         known = {seen.file.path for seen in manifest.files}
-        # The engine reads every safetensors file that stands there, whoever put it there.
-        extra = [path for path in self._cache.names(copy.repo, copy.commit) if is_weights_at_the_root(path)]
-        return manifest if known.issuperset(extra) else None
+        return manifest if known.issuperset(self._read_by_engine(copy)) else None
 
     def choose(self, copy: Copy) -> Chosen:
         """What the copy consists of. Writes nothing.
@@ -112,12 +110,18 @@ class Chooser:
                     return content
         return read_to_choose(self._hub, listing, name)
 
+    def _read_by_engine(self, copy: Copy) -> list[str]:
+        """The weights that stand in the snapshot: an engine reads every one of them, whoever put it there."""
+        if copy.role is not Role.MODEL:
+            return []
+        return [path for path in self._cache.names(copy.repo, copy.commit) if is_weights_at_the_root(path)]
+
     def _beside(self, copy: Copy, listing: Listing, files: tuple[RepoFile, ...]) -> list[RepoFile]:
         """Weights that somebody else put into the snapshot: the engine reads them, so they are verified too."""
         chosen = {file.path for file in files}
         found: list[RepoFile] = []
-        for path in self._cache.names(copy.repo, copy.commit):
-            if path in chosen or not is_weights_at_the_root(path):
+        for path in self._read_by_engine(copy):
+            if path in chosen:
                 continue
             file = listing.find(path)
             if file is None:

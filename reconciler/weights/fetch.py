@@ -74,8 +74,8 @@ class Fetcher:
         stop.check()
         progress.phase(Phase.LISTING)
         # It is ours to remove where nobody had anything of it before.
-        noted = self._chooser.noted(copy)
-        ours = noted.fetched if noted is not None else not self._cache.snapshot(copy.repo, copy.commit).exists()
+        before, noted = self._manifests.load(copy), self._chooser.noted(copy)
+        ours = before.fetched if before is not None else not self._cache.snapshot(copy.repo, copy.commit).exists()
         chosen = self._patiently(copy, progress, stop)
         looks = {seen.file: seen.look for seen in noted.files} if noted is not None else {}
         seen = tuple(Seen(file, looks.get(file)) for file in chosen.files)

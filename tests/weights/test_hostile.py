@@ -144,6 +144,31 @@ def test_weights_that_somebody_put_beside_are_verified_or_refused(kit: Kit) -> N
     assert kit.state().phase is Phase.READY
 
 
+def test_a_tokenizer_out_of_a_models_own_repository_is_a_copy_of_its_own(kit: Kit) -> None:
+    kit.fetch()
+    tokenizer = Copy("org/model", kit.commit, Role.TOKENIZER)
+    kit.hub.clear()
+    kit.fetch(tokenizer)
+    assert kit.state(tokenizer).phase is Phase.READY
+    assert kit.state().phase is Phase.READY
+    assert not [request for request in kit.hub.requests if request.file in SHARDS]
+    manifest = kit.manifests.load(tokenizer)
+    assert manifest is not None
+    assert {seen.file.path for seen in manifest.files} == {
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_what_is_ours_stays_ours_when_it_is_chosen_anew(kit: Kit) -> None:
+    kit.fetch()
+    kit.fetch(rules=Rules(allow_code=("org/model",)))
+    manifest = kit.manifests.load(kit.copy)
+    assert manifest is not None
+    assert manifest.fetched
+
+
 def test_another_precision_that_another_tool_fetched_is_verified_too(kit: Kit) -> None:
     from huggingface_hub import snapshot_download
 
