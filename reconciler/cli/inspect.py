@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from reconciler.activator.directory import ModelState
+from reconciler.activator.directory import Entry, ModelState
 from reconciler.cli.common import exit_code, fail
 from reconciler.cli.show import print_json, show_problems, show_status
 from reconciler.core.render import RenderError
@@ -66,7 +66,7 @@ def _status_rows(look: Look) -> list[dict[str, Any]]:
                 "model": model,
                 "state": (entry.state if entry is not None else ModelState.UNLOADED).value,
                 "sync": "held" if model in held else pending.get(model, "in sync"),
-                "reason": held[model].reason if model in held else "",
+                "reason": held[model].reason if model in held else _coming(entry),
                 "application": app.name if app is not None else None,
                 "health": app.status.value if app is not None else None,
                 "replicas": _replicas(app.replicas if app is not None else ()),
@@ -79,6 +79,11 @@ def _status_rows(look: Look) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _coming(entry: Entry | None) -> str:
+    """What a model that is on its way waits for."""
+    return entry.reason if entry is not None and entry.state is ModelState.LOADING else ""
 
 
 def _weights(look: Look, model: str) -> list[dict[str, Any]]:

@@ -98,7 +98,8 @@ def show_status(rows: list[dict[str, Any]], notes: list[str]) -> None:
         out.print("No models are declared, and none run.")
     for row in rows:
         if row["reason"]:
-            out.print(f"[red]{escape(row['model'])}[/]: {escape(row['reason'])}")
+            colour = "yellow" if row["state"] == "loading" else "red"
+            out.print(f"[{colour}]{escape(row['model'])}[/]: {escape(row['reason'])}")
     for note in notes:
         out.print(f"[yellow]note[/] {escape(note)}")
 

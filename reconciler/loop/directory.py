@@ -5,8 +5,9 @@ from reconciler.core.desired import Desired
 from reconciler.core.plan import Do, HeldKind, Plan
 from reconciler.core.render import Target
 from reconciler.core.state import Observed, Status
+from reconciler.core.weights import in_words
 
-_COMING = frozenset({Do.START, Do.AWAIT, Do.PROBE, Do.ROUTE, Do.KEEP_PREVIOUS, Do.UNROUTE, Do.DRAIN})
+_COMING = frozenset({Do.FETCH, Do.START, Do.AWAIT, Do.PROBE, Do.ROUTE, Do.KEEP_PREVIOUS, Do.UNROUTE, Do.DRAIN})
 _RETRY_SECONDS = 5.0
 _RETRY_FAILED_SECONDS = 60.0
 
@@ -28,7 +29,7 @@ def build_directory(desired: Desired, observed: Observed, plan: Plan, *, created
 
 
 def _declared(target: Target, observed: Observed, plan: Plan, created: int) -> Entry:
-    state, application, reason, retry = _state(target.model, observed, plan)
+    state, application, reason, retry = _state(target, observed, plan)
     spec = target.spec
     length = spec.engine.max_model_len
     return Entry(
@@ -62,7 +63,8 @@ def _undeclared(model: str, observed: Observed, plan: Plan, created: int) -> Ent
     )
 
 
-def _state(model: str, observed: Observed, plan: Plan) -> tuple[ModelState, str | None, str, float]:
+def _state(target: Target, observed: Observed, plan: Plan) -> tuple[ModelState, str | None, str, float]:
+    model = target.model
     application = _next_route(model, observed, plan)
     app = observed.applications.get(application or "")
     if app is not None and app.status is not Status.DELETING:
@@ -74,9 +76,22 @@ def _state(model: str, observed: Observed, plan: Plan) -> tuple[ModelState, str 
         retry = max(1.0, held.retry_at - observed.now) if held.retry_at else _RETRY_FAILED_SECONDS
         return state, None, f"{held.kind.value}: {held.reason}", retry
     step = next((step for step in plan.steps if step.model == model and step.do in _COMING), None)
+    if step is not None and step.do is Do.FETCH:
+        return ModelState.LOADING, None, f"{step.why}{_progress(target, observed)}", _RETRY_SECONDS
     if step is not None:
         return ModelState.LOADING, None, step.why or "it is being started", _RETRY_SECONDS
     return ModelState.UNLOADED, None, "it is not up", _RETRY_SECONDS
+
+
+def _progress(target: Target, observed: Observed) -> str:
+    """How far the downloads of a model are, in words; empty while nobody knows how much there is to fetch."""
+    states = [state for copy in target.copies if (state := observed.weights.get(copy)) is not None]
+    total = sum(state.total or 0 for state in states)
+    if not total:
+        return ""
+    done = sum(state.done for state in states)
+    left = max((state.seconds_left or 0.0 for state in states), default=0.0)
+    return f": {done * 100 // total} % of {in_words(total)}" + (f", about {left:.0f} s left" if left else "")
 
 
 def _next_route(model: str, observed: Observed, plan: Plan) -> str | None:

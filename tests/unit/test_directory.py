@@ -1,0 +1,40 @@
+"""What clients and `reconcile status` are told of a model whose weights are still on their way."""
+
+from pathlib import Path
+
+from reconciler.activator.directory import ModelState
+from reconciler.core.desired import Snapshot, compile_desired, wanted_in
+from reconciler.core.parse import parse_all
+from reconciler.core.planner import make_plan
+from reconciler.core.render import Platform, Renderer
+from reconciler.core.state import Observed
+from reconciler.core.weights import Copy, CopyState, Phase, Resolution
+from reconciler.loop.directory import build_directory
+
+TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")
+COMMIT = "3fa9" * 10
+FILES = {"models.d/m.yaml": b"source: {repo: o/m}\n"}
+
+
+def entry_of(state: CopyState | None) -> tuple[ModelState, str]:
+    renderer = Renderer(TEMPLATE, Platform(hub_cache="/cache"))
+    resolutions = dict.fromkeys(wanted_in(parse_all(FILES)), Resolution(COMMIT))
+    desired = compile_desired(Snapshot("r", FILES, "/m"), renderer, resolutions)
+    observed = Observed(weights={} if state is None else {Copy("o/m", COMMIT): state})
+    found = build_directory(desired, observed, make_plan(desired, observed), created=0).find("m")
+    assert found is not None
+    return found.state, found.reason
+
+
+def test_a_model_that_is_being_fetched_is_loading_and_says_how_far_it_is() -> None:
+    state = CopyState(Phase.FETCHING, total=2 * 2**30, done=2**29, rate=2**26)
+    assert entry_of(state) == (ModelState.LOADING, "downloads o/m@3fa93fa9: 25 % of 2.0 GiB, about 24 s left")
+
+
+def test_while_nobody_knows_how_much_there_is_nothing_is_made_up() -> None:
+    assert entry_of(None) == (ModelState.LOADING, "downloads o/m@3fa93fa9")
+
+
+def test_a_download_that_failed_is_a_failed_model_with_the_reason() -> None:
+    state = CopyState(Phase.FAILED, reason="o/m is gated", retry_at=9.0)
+    assert entry_of(state) == (ModelState.FAILED, "missing weights: o/m is gated")
