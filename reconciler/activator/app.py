@@ -131,7 +131,7 @@ class Activator:
                     path=request.path,
                     query=request.query,
                     headers=request.headers,
-                    body=body.naming(entry.name),
+                    body=body.naming(entry.served_as(body.model)),
                 )
                 await self._relay(call, request)
         finally:

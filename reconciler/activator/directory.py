@@ -34,6 +34,7 @@ class Entry:
         reason: Why it is in that state, for whoever is refused.
         retry_after: Seconds after which another try makes sense.
         aliases: Other names of it.
+        adapters: Names of its LoRA adapters, which its application knows them by.
         task: What it does: generate, embed, …
         description: The operator's words.
         created: Unix time of its creation, as OpenAI's listing wants one.
@@ -46,14 +47,19 @@ class Entry:
     reason: str = ""
     retry_after: float = 5.0
     aliases: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     task: str = "generate"
     description: str = ""
     created: int = 0
     max_model_len: int | None = None
 
+    def served_as(self, asked: str) -> str:
+        """The name by which its application knows what was asked for: an adapter keeps its own."""
+        return asked if asked in self.adapters else self.name
+
 
 class Directory:
-    """Every declared model, by name and by alias. Never changed after it is made."""
+    """Every declared model, by name, by alias and by adapter. Never changed after it is made."""
 
     def __init__(self, entries: Iterable[Entry] = (), *, settled: bool = True) -> None:
         """Build the look-ups once.
@@ -67,19 +73,19 @@ class Directory:
         self.settled = settled
         self._by_name = {entry.name: entry for entry in self.entries}
         for entry in self.entries:
-            for alias in entry.aliases:
-                self._by_name.setdefault(alias, entry)
+            for other in (*entry.aliases, *entry.adapters):
+                self._by_name.setdefault(other, entry)
         # Two names may differ by case only; the first one speaks for both.
         self._by_folded: dict[str, str] = {}
         for name in self._by_name:
             self._by_folded.setdefault(name.casefold(), name)
 
     def find(self, name: str) -> Entry | None:
-        """The model of that name or alias."""
+        """The model of that name or alias, or with that adapter."""
         return self._by_name.get(name)
 
     def near(self, name: str) -> tuple[str, ...]:
-        """Names and aliases that `name` may be a slip for, the nearest first; at most three."""
+        """Names, aliases and adapters that `name` may be a slip for, the nearest first; at most three."""
         folded = name[:_LONGEST_NAME_COMPARED].casefold()
         matches = difflib.get_close_matches(folded, self._by_folded, n=_MAX_NEAR, cutoff=_NEAR_ENOUGH)
         return tuple(self._by_folded[match] for match in matches)

@@ -1,4 +1,4 @@
-"""`/v1/models` in OpenAI's shape: every declared model and alias, up or not, with its state in words. Pure."""
+"""`/v1/models` in OpenAI's shape: every declared model, alias and adapter, up or not, and its state. Pure."""
 
 import json
 from typing import Any
@@ -9,11 +9,12 @@ _OWNER = "llm-reconciler"
 
 
 def models_json(directory: Directory) -> bytes:
-    """The list of all models, each followed by its aliases."""
+    """The list of all models, each followed by its aliases and its adapters."""
     data = []
     for entry in directory.entries:
         data.append(_card(entry, entry.name))
-        data.extend(_card(entry, alias) for alias in entry.aliases if directory.find(alias) is entry)
+        others = (*entry.aliases, *entry.adapters)
+        data.extend(_card(entry, other) for other in others if directory.find(other) is entry)
     return json.dumps({"object": "list", "data": data}).encode()
 
 
@@ -31,7 +32,9 @@ def _card(entry: Entry, name: str) -> dict[str, Any]:
         "status": {"value": entry.state.value, "reason": entry.reason},
         "task": entry.task,
     }
-    if name != entry.name:
+    if name in entry.adapters:
+        card["parent"] = entry.name  # As vLLM's own listing has it.
+    elif name != entry.name:
         card["alias_of"] = entry.name
     if entry.description:
         card["description"] = entry.description

@@ -11,6 +11,7 @@ from reconciler.activator.directory import Directory, Entry, ModelState
 from reconciler.activator.errors import Refusal
 from reconciler.activator.form_body import read_form
 from reconciler.activator.json_body import read_json
+from reconciler.activator.listing import models_json
 from reconciler.activator.usage import Usage
 from reconciler.core.endpoints import ROUTED_PATHS
 
@@ -31,6 +32,19 @@ def test_finds_by_name_and_alias_and_a_name_wins() -> None:
     assert directory.find("b") is second
     assert directory.find("c") is first
     assert directory.find("d") is None
+
+
+def test_an_adapter_leads_to_its_model_and_keeps_its_own_name() -> None:
+    """Unlike an alias, which the model's application does not know."""
+    model = Entry("a", ModelState.LOADED, "app", aliases=("alias",), adapters=("lora",))
+    directory = Directory([model])
+    assert directory.find("lora") is model
+    assert [model.served_as(asked) for asked in ("a", "alias", "lora")] == ["a", "a", "lora"]
+    cards = {card["id"]: card for card in json.loads(models_json(directory))["data"]}
+    assert set(cards) == {"a", "alias", "lora"}
+    assert (cards["alias"]["alias_of"], cards["lora"]["parent"]) == ("a", "a")
+    assert "alias_of" not in cards["lora"]
+    assert directory.near("lorra") == ("lora",)
 
 
 def test_near_names_are_near_and_few() -> None:

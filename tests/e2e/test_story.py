@@ -347,6 +347,7 @@ def test_a_model_from_the_hub_ends_in_a_served_answer(stack: Stack, hub: Hub) ->
     }
     assert answers["from-hub"] == answers[CHAT], "these are the same weights"
     assert answers["from-hub-lora"] != answers["from-hub"], "the adapter changes nothing"
+    assert {"from-hub", "from-hub-lora"} <= {listed.id for listed in client.models.list()}
     asked = {request.file for request in hub.requests if request.repo == "org/tiny" and request.file}
     assert asked.isdisjoint({"pytorch_model.bin", "README.md"})
 
