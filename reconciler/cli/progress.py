@@ -5,10 +5,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from reconciler.core.weights import Copy, CopyState, Phase
+from reconciler.core.weights import Copy, CopyState, FileState, Phase
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+_LARGE_FILE = 64 * 2**20
+"""Bytes. A smaller file is gone before anybody reads its bar."""
+_MOST_FILES = 8
 
 Show: TypeAlias = Callable[[Mapping[Copy, CopyState]], None]
 
@@ -46,17 +50,26 @@ def download_bars() -> Iterator[Show]:
 
 
 class _Bars:
-    """One bar for each copy that is under way."""
+    """One bar for each copy that is under way, and one for each large file of it that is just coming."""
 
     def __init__(self, bars: "Progress") -> None:
         self._bars = bars
-        self._tasks: dict[Copy, TaskID] = {}
+        self._tasks: dict[tuple[Copy, str], TaskID] = {}
 
     def show(self, states: Mapping[Copy, CopyState]) -> None:
-        for copy in self._tasks.keys() - states.keys():
-            self._bars.remove_task(self._tasks.pop(copy))
+        """Bring the bars up to date."""
+        wanted: dict[tuple[Copy, str], tuple[str, CopyState | FileState]] = {}
         for copy, state in states.items():
-            if copy not in self._tasks:
-                self._tasks[copy] = self._bars.add_task(str(copy), total=None, phase="")
-            phase = state.reason if state.phase is Phase.WAITING else state.phase.value
-            self._bars.update(self._tasks[copy], total=state.total, completed=state.done, phase=phase)
+            wanted[copy, ""] = (str(copy), state)
+            coming = [file for file in state.files if file.phase is Phase.FETCHING and file.size >= _LARGE_FILE]
+            wanted |= {(copy, file.path): (f"  {file.path[-40:]}", file) for file in coming[:_MOST_FILES]}
+        for key in self._tasks.keys() - wanted.keys():
+            self._bars.remove_task(self._tasks.pop(key))
+        for key, (name, shown) in wanted.items():
+            if key not in self._tasks:
+                self._tasks[key] = self._bars.add_task(name, total=None, phase="")
+            total = shown.size if isinstance(shown, FileState) else shown.total
+            phase: str = shown.phase.value
+            if isinstance(shown, CopyState) and shown.phase is Phase.WAITING:
+                phase = shown.reason
+            self._bars.update(self._tasks[key], total=total, completed=shown.done, phase=phase)

@@ -93,12 +93,18 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """One file of a copy: bytes there, and bytes in all."""
+    """One file of a copy: bytes there, bytes in all, and bytes a second over the last seconds."""
 
     path: str
     phase: Phase
     done: int
     size: int
+    rate: float = 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until it is there at the present rate, or None where nothing moves."""
+        return max(0, self.size - self.done) / self.rate if self.rate > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

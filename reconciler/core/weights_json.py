@@ -12,7 +12,13 @@ from reconciler.core.weights import Copy, CopyState
 def states_to_json(states: Mapping[Copy, CopyState]) -> list[Json]:
     """One row a copy; sizes in bytes, rates in bytes a second, times in seconds."""
     return [
-        {**asdict(copy), **asdict(state), "missing": state.missing, "seconds_left": state.seconds_left}
+        {
+            **asdict(copy),
+            **asdict(state),
+            "files": [{**asdict(file), "seconds_left": file.seconds_left} for file in state.files],
+            "missing": state.missing,
+            "seconds_left": state.seconds_left,
+        }
         for copy, state in states.items()
     ]
 

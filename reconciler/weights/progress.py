@@ -4,11 +4,38 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from reconciler.core.weights import CopyState, FileState, Phase
 
 _WINDOW_SECONDS = 10.0
 _SAMPLE_SECONDS = 0.5
+
+
+class _Rate:
+    """Bytes a second over the last seconds."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._total = 0
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def add(self, size: int) -> None:
+        """So many bytes came."""
+        self._total += size
+        now = self._monotonic()
+        if not self._samples or now - self._samples[-1][0] >= _SAMPLE_SECONDS:
+            self._samples.append((now, self._total))
+            while self._samples[0][0] < now - _WINDOW_SECONDS:
+                self._samples.popleft()
+
+    def now(self) -> float:
+        """The rate."""
+        if not self._samples:
+            return 0.0
+        then, total = self._samples[0]
+        passed = self._monotonic() - then
+        return (self._total - total) / passed if passed > 0 else 0.0
 
 
 class Progress:
@@ -24,8 +51,8 @@ class Progress:
         self._phase = Phase.QUEUED
         self._reason = ""
         self._files: dict[str, FileState] = {}
-        self._received = 0
-        self._samples: deque[tuple[float, int]] = deque()
+        self._rate = _Rate(monotonic)
+        self._rates: dict[str, _Rate] = {}
         self.corrupted: list[str] = []
         """Files whose content did not have its hash and was thrown away."""
 
@@ -56,8 +83,8 @@ class Progress:
             file = self._files[path]
             self._files[path] = FileState(path, file.phase, file.done + size, file.size)
             if file.phase is Phase.FETCHING:
-                self._received += size
-                self._sample()
+                self._rate.add(size)
+                self._rates.setdefault(path, _Rate(self._monotonic)).add(size)
 
     def corrupt(self, path: str) -> None:
         """A file's content did not have its hash."""
@@ -67,7 +94,7 @@ class Progress:
     def state(self) -> CopyState:
         """Everything as it is now."""
         with self._lock:
-            files = tuple(self._files.values())
+            files = tuple(self._with_rate(file) for file in self._files.values())
             phase = self._phase
             if phase is Phase.FETCHING and files and not any(f.phase is Phase.FETCHING for f in files):
                 phase = Phase.VERIFYING if any(f.phase is Phase.VERIFYING for f in files) else phase
@@ -75,21 +102,11 @@ class Progress:
                 phase,
                 sum(file.size for file in files) if files else None,
                 sum(file.done for file in files),
-                rate=self._rate(),
+                rate=self._rate.now(),
                 files=files,
                 reason=self._reason,
             )
 
-    def _sample(self) -> None:
-        now = self._monotonic()
-        if not self._samples or now - self._samples[-1][0] >= _SAMPLE_SECONDS:
-            self._samples.append((now, self._received))
-            while self._samples[0][0] < now - _WINDOW_SECONDS:
-                self._samples.popleft()
-
-    def _rate(self) -> float:
-        if not self._samples:
-            return 0.0
-        then, received = self._samples[0]
-        passed = self._monotonic() - then
-        return (self._received - received) / passed if passed > 0 else 0.0
+    def _with_rate(self, file: FileState) -> FileState:
+        rate = self._rates.get(file.path)
+        return replace(file, rate=rate.now()) if rate is not None and file.phase is Phase.FETCHING else file
