@@ -5,7 +5,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -156,7 +156,7 @@ class CopyPlan:
     total: int | None = None
     done: int = 0
     free: int | None = None
-    note: str = field(default="")
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from reconciler.core.desired import Desired
 from reconciler.core.main_memory import source_of
-from reconciler.core.render import Target, adapter_names
+from reconciler.core.render import adapter_names
 from reconciler.core.state import Application, Node, Observed
 from reconciler.core.turn import coming_up
 from reconciler.core.weights import Copy, CopyState, Role
@@ -124,7 +124,7 @@ class Observer:
         """Bytes of weights, of what is to be started and of what is starting; what is up shows in what is free."""
         if self._main_memory is None:
             return {}
-        configs = [target.config for name, target in _by_application(desired).items() if name not in apps]
+        configs = [each.config for each in desired.targets.values() if each.application not in apps]
         configs += [app.config for app in apps.values() if app.config is not None and coming_up(app)]
         folders = {source_of(config) for config in configs} - {""}
         return await asyncio.to_thread(lambda: {folder: _weights_in(Path(folder)) for folder in folders})
@@ -153,10 +153,6 @@ class Observer:
             for name, seconds in self._activator.idle_seconds().items():
                 idle[name] = min(seconds, idle.get(name, seconds))
         return counts, idle
-
-
-def _by_application(desired: Desired) -> dict[str, Target]:
-    return {target.application: target for target in desired.targets.values()}
 
 
 def _weights_in(folder: Path) -> int:

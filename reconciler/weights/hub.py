@@ -62,13 +62,7 @@ class Hub:
         Raises:
             WeightsError: It cannot be had; the text says what helps.
         """
-        from huggingface_hub import HfApi  # noqa: PLC0415
-
-        _quiet()
-        with _translated(repo, revision):
-            info = HfApi(endpoint=self._endpoint).model_info(
-                repo, revision=revision, files_metadata=True, timeout=self._timeout
-            )
+        info = self.info(repo, revision)
         files = tuple(_file(repo, sibling) for sibling in info.siblings or ())
         return Listing(repo, _commit(repo, info.sha), files)
 

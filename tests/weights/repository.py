@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import hashlib
 import json
 import random
 import struct
@@ -13,7 +12,7 @@ from typing import Any
 from hub_server import Hub
 
 from reconciler.core.choose_files import Rules
-from reconciler.core.weights import Copy, CopyState, Role
+from reconciler.core.weights import Copy, CopyState
 from reconciler.weights.cache import HubCache
 from reconciler.weights.choosing import Chooser
 from reconciler.weights.fetch import Fetcher
@@ -121,15 +120,3 @@ class Kit:
 def expected(files: dict[str, bytes]) -> dict[str, bytes]:
     """Those of the files that are wanted."""
     return {path: files[path] for path in WANTED}
-
-
-def etag(content: bytes, *, large: bool) -> str:
-    """The name of content in the cache."""
-    return (
-        hashlib.sha256(content).hexdigest()
-        if large
-        else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    )
-
-
-__all__ = ["CHUNK", "CONFIG", "SHARDS", "WANTED", "Kit", "Role", "etag", "expected", "model_files", "safetensors"]
