@@ -37,13 +37,15 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What an application reserves: `ranks` bundles of `gpus` GPUs each (a share below 1 is part of one GPU)."""
+    """What an application reserves: for each replica `ranks` bundles of `gpus` GPUs (below 1: part of one GPU)."""
 
     ranks: int = 1
     gpus: float = 0.0
     one_node: bool = True
     accelerator: str | None = None
     """GPU type as Ray names it, where only that type will do."""
+    replicas: int = 1
+    """Replicas that are always up; each finds a place of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +73,38 @@ class Application:
 
 
 @dataclass(frozen=True, slots=True)
+class Device:
+    """One GPU of a node, as NVML sees it.
+
+    Attributes:
+        total: Bytes that CUDA can have of it.
+        foreign: Bytes that processes have which are not Ray's, so that Ray does not know of them.
+        failed: Why it is left out of planning; empty while it is well.
+    """
+
+    index: int
+    uuid: str = ""
+    name: str = ""
+    total: int = 0
+    foreign: int = 0
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
-    """A Ray node: GPUs in all, and GPUs reserved by others than us (from Ray's own ledger, shares included)."""
+    """A Ray node: GPUs in all, and GPUs reserved by others than us (from Ray's own ledger, shares included).
+
+    Attributes:
+        devices: The GPUs themselves, in the order of their indices; empty where nobody could look at them.
+        host: Its name for people.
+    """
 
     id: str
     gpus: float = 0.0
     gpus_foreign: float = 0.0
     accelerator: str | None = None
+    devices: tuple[Device, ...] = ()
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
