@@ -26,7 +26,7 @@ from bench.machine import BenchError, say
 from bench.measure import ratio, spread, table
 from bench.ours import Engine, Stack
 from bench.processes import family, wait_gone, with_environment
-from reconciler.core.render import MODEL_ENV
+from reconciler.core.application import MODEL_ENV
 
 _CHAT = "/v1/chat/completions"
 _NAME = "cold"

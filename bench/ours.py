@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "e2e"))
 from stack import Stack  # type: ignore[import-not-found, unused-ignore]
 
 from bench.machine import BenchError, say
-from reconciler.core.render import MODEL_ENV, model_of
+from reconciler.core.application import MODEL_ENV, model_of
 from reconciler.demo.files import CHAT_MODEL, EMBEDDING_MODEL
 
 __all__ = ["ALIAS", "MODEL", "Engine", "Stack", "applications", "engine_of", "running"]

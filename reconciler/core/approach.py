@@ -10,10 +10,11 @@
 Because every step is read off the observed state, a reconciler that was killed anywhere goes on where it was.
 """
 
+from reconciler.core.application import demand_of, with_in_place
 from reconciler.core.diff import in_place_changes
 from reconciler.core.main_memory import PROCESSES, source_of
 from reconciler.core.plan import Action, Change, Do, Held, HeldKind
-from reconciler.core.render import Target, demand_of, with_in_place
+from reconciler.core.render import Target
 from reconciler.core.spec import Policy, parse_duration
 from reconciler.core.state import Application, Failure, Json, Status
 from reconciler.core.turn import Turn

@@ -7,11 +7,11 @@ run beside the loop), and last the one PUT, guarded by a second look.
 import asyncio
 from collections.abc import Callable
 
+from reconciler.core.application import adapter_names
 from reconciler.core.desired import Desired
 from reconciler.core.keep import recent_after, what_to_keep
 from reconciler.core.plan import Do, Plan, Step
 from reconciler.core.planner import observed_digest
-from reconciler.core.render import adapter_names
 from reconciler.core.state import Application, Json, Observed, Record
 from reconciler.core.weights import Copy, Phase
 from reconciler.edge.edge import Edge

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from reconciler.core.application import adapter_names
 from reconciler.core.desired import Desired
 from reconciler.core.main_memory import source_of
-from reconciler.core.render import adapter_names
 from reconciler.core.state import Application, Node, Observed
 from reconciler.core.turn import coming_up
 from reconciler.core.weights import Copy, CopyState, Role

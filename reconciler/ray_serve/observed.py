@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from reconciler.core.render import demand_of, model_of
+from reconciler.core.application import demand_of, model_of
 from reconciler.core.state import Application, Json, Node, Replica, Status
 from reconciler.ray_serve.reasons import reason_from_message
 

@@ -10,18 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from reconciler.core.application import demand_of, deployment_name, model_of, with_in_place
 from reconciler.core.diff import Effect, effect_of
-from reconciler.core.render import (
-    Platform,
-    Renderer,
-    RenderError,
-    Target,
-    demand_of,
-    deployment_name,
-    model_of,
-    slug,
-    with_in_place,
-)
+from reconciler.core.render import Platform, Renderer, RenderError, Target, slug
 from reconciler.core.spec import ModelSpec
 from reconciler.core.state import Demand
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from reconciler.core.application import adapter_names
 from reconciler.core.desired import Desired, Snapshot, compile_desired, wanted_in
 from reconciler.core.diff import Effect
 from reconciler.core.keep import recent_after, what_to_keep
@@ -11,7 +12,7 @@ from reconciler.core.model_source import copies_in
 from reconciler.core.parse import parse_all
 from reconciler.core.plan import Action, Do, HeldKind
 from reconciler.core.planner import make_plan
-from reconciler.core.render import Platform, Renderer, adapter_names
+from reconciler.core.render import Platform, Renderer
 from reconciler.core.state import Application, Observed, Record, Replica, Status
 from reconciler.core.weights import Copy, CopyState, Keep, Phase, Resolution, Role
 
