@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.fit import Measured, Verdict, main, measure, read
+from bench.fit import main
+from bench.fit_compare import Measured, Verdict, measure
+from bench.fit_rows import read
 from reconciler.core.fit.advice import advise, smallest_tensor_parallel
 from reconciler.core.fit.architecture import Architecture, architecture_of
 from reconciler.core.fit.estimate import Engine, Estimate, estimate, with_defaults
 from reconciler.core.fit.gpus import GIB, gpu, names, of_total
+from reconciler.core.fit.graphs import graph_sizes
 from reconciler.core.fit.synthesis import parts_of_config
 from reconciler.core.fit.tensors import Loading, Part
-from reconciler.core.fit.terms import Batch, graph_sizes
+from reconciler.core.fit.terms import Batch
 
 from . import configs
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 from reconciler.core.fit import parallel
 from reconciler.core.fit.architecture import Architecture
-from reconciler.core.fit.estimate import Engine, Estimate, estimate
+from reconciler.core.fit.estimate import Engine, Estimate, Extras, Known, estimate
 from reconciler.core.fit.gpus import GIB, Gpu
 from reconciler.core.fit.quantization import Method, Quantization
+from reconciler.core.fit.solve import highest_share
 from reconciler.core.fit.tensors import Part
 
 Weigh = Callable[[Architecture], tuple[Part, ...]]
@@ -17,6 +18,7 @@ _SIBLINGS = (Quantization(Method.FP8, 8), Quantization(Method.AWQ, 4, 128, zeros
 _SHORTEST = 2048
 _FEW_SEQS = 32
 _SHARE_STEP = 0.005
+_HIGHEST_SHARE = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +50,21 @@ class Advice:
 
 
 def smallest_tensor_parallel(
-    model: Architecture, weigh: Weigh, engine: Engine, gpu: Gpu, gpus: int, *, safely: bool = True
+    model: Architecture,
+    weigh: Weigh,
+    engine: Engine,
+    gpu: Gpu,
+    gpus: int,
+    *,
+    safely: bool = True,
+    extras: Extras = Extras(),  # noqa: B008 -- frozen
 ) -> Estimate | None:
     """The estimate with the fewest ranks on which the model fits; None where it does not on so many GPUs."""
     here = weigh(model)
     for size in parallel.tensor_sizes(model, gpus, expert_parallel=engine.expert_parallel):
         if size.rule:
             continue
-        found = estimate(model, here, replace(engine, tensor_parallel=size.size), gpu)
+        found = estimate(model, here, replace(engine, tensor_parallel=size.size), gpu, extras=extras)
         if found.fits_safely if safely else found.fits:
             return found
     return None
@@ -63,6 +72,8 @@ def smallest_tensor_parallel(
 
 def advise(model: Architecture, weigh: Weigh, found: Estimate, gpus: int) -> tuple[Advice, ...]:
     """Changes that make it fit, one at a time, the mildest first; empty where it fits or nothing helps.
+
+    What was measured counts for a change of the context or the share alone, which leave it as it is.
 
     Args:
         model: What the config says.
@@ -78,17 +89,23 @@ def advise(model: Architecture, weigh: Weigh, found: Estimate, gpus: int) -> tup
 def _changes(model: Architecture, weigh: Weigh, found: Estimate, gpus: int) -> Iterator[Advice]:  # noqa: C901, PLR0912 -- one try after the other
     engine, gpu, tp = found.engine, found.gpu, found.engine.tensor_parallel
     here = weigh(model)
+    share = highest_share(gpu, tp, engine.pipeline_parallel, cap=_HIGHEST_SHARE)
 
     def attempt(
-        change: str, settings: Engine, parts: tuple[Part, ...] = here, other: Architecture = model
+        change: str,
+        settings: Engine,
+        parts: tuple[Part, ...] = here,
+        other: Architecture = model,
+        known: Known | None = None,
     ) -> Advice:
-        return Advice(change, settings, estimate(other, parts, settings, gpu))
+        return Advice(change, settings, estimate(other, parts, settings, gpu, known, found.extras))
 
     # The longest context by the safe values, else by the expected ones, in whole blocks.
     for longest in (found.longest.safe, found.longest.expected):
         length = min(longest // 16 * 16, model.context or longest)
         if min(_SHORTEST, engine.max_model_len) <= length < engine.max_model_len:
-            shorter = attempt(f"max_model_len {length}", replace(engine, max_model_len=length))
+            settings = replace(engine, max_model_len=length)
+            shorter = attempt(f"max_model_len {length}", settings, known=found.known)
             if shorter.found.fits:
                 yield shorter
                 break
@@ -104,10 +121,9 @@ def _changes(model: Architecture, weigh: Weigh, found: Estimate, gpus: int) -> I
         )
     if not engine.enforce_eager:
         tries.append(attempt("enforce_eager (slower)", replace(engine, enforce_eager=True)))
-    share = min(0.98, (gpu.total - gpu.used - found.context.safe) / gpu.total)
-    share = int(share * 100) / 100
     if share > 0 and abs(share - engine.gpu_memory_utilization) > _SHARE_STEP and not engine.kv_cache_memory_bytes:
-        tries.append(attempt(f"gpu_memory_utilization {share:g}", replace(engine, gpu_memory_utilization=share)))
+        settings = replace(engine, gpu_memory_utilization=share)
+        tries.append(attempt(f"gpu_memory_utilization {share:g}", settings, known=found.known))
     yield from (each for each in tries if each.found.fits)
     for size in parallel.tensor_sizes(model, gpus, expert_parallel=engine.expert_parallel):
         if size.rule or size.size <= tp:

@@ -11,66 +11,45 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from reconciler.core.fit import parallel
+from reconciler.core.fit import refusals
 from reconciler.core.fit.architecture import Architecture
-from reconciler.core.fit.caches import KERNEL_BLOCK, CacheSettings, caches_of, pages_of_layers
-from reconciler.core.fit.gpus import GIB, Gpu
-from reconciler.core.fit.kv import UnsupportedCacheError
-from reconciler.core.fit.pool import Pool, Serving, pool_of
-from reconciler.core.fit.tensors import Parallel, Part, buffers_of, bytes_per_stage, stages_of
-from reconciler.core.fit.terms import (
-    SAMPLER_BYTES,
-    Batch,
-    Term,
-    activation,
-    context,
-    cuda_graphs,
-    non_torch,
+from reconciler.core.fit.engine import (
+    DEFAULT_UTILIZATION,
+    Engine,
+    as_served,
+    batch_of,
+    serving_of,
+    with_defaults,
 )
+from reconciler.core.fit.extras import Draft, Extras, Known, Lora
+from reconciler.core.fit.gpus import MIB, Gpu
+from reconciler.core.fit.graphs import cuda_graphs
+from reconciler.core.fit.layout import Layout, Stage, layout_of, pools_of
+from reconciler.core.fit.parts import Basis, Part
+from reconciler.core.fit.pool import Pool
+from reconciler.core.fit.terms import Term, activation, context, measured_term, non_torch
 
-DEFAULT_UTILIZATION = 0.92
-"""vLLM 0.29's own default (`vllm/config/cache.py`)."""
-_WEIGHTS_SAFE, _WEIGHTS_SAFE_QUANTISED = 1.025, 1.045
-"""One and a half times the bounds that the benchmark holds weights to: kernels reformat and pad what they load."""
+__all__ = [
+    "DEFAULT_UTILIZATION",
+    "Beside",
+    "Draft",
+    "Engine",
+    "Estimate",
+    "Extras",
+    "Known",
+    "Lora",
+    "beside_of",
+    "estimate",
+    "pools_of",
+    "serving_of",
+    "with_defaults",
+]
 
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """vLLM's settings, by its own names.
-
-    Attributes:
-        max_model_len: Tokens; 0 for the model's own context.
-        max_num_seqs: 0 for vLLM's default on this GPU.
-        max_num_batched_tokens: 0 for vLLM's default on this GPU.
-        dtype: Empty for the checkpoint's, float32 made bfloat16.
-        gpu_memory_utilization: Share of the GPU's memory.
-        kv_cache_memory_bytes: Bytes on each rank, instead of what is left over; 0 for what is left over.
-        mamba_cache_mode: `align` where prefix caching is on, vLLM's default; else `none`.
-        hybrid_kv_cache: The hybrid KV cache manager is on.
-        pooling: The model is an embedder, classifier or the like.
-        sampler_bytes: Bytes of a logit while sampling; only for logs of old versions.
-        item_tokens: Tokens of the largest multimodal input, where it is known.
-    """
-
-    max_model_len: int = 0
-    max_num_seqs: int = 0
-    max_num_batched_tokens: int = 0
-    dtype: str = ""
-    kv_cache_dtype: str = "auto"
-    gpu_memory_utilization: float = DEFAULT_UTILIZATION
-    kv_cache_memory_bytes: int = 0
-    enforce_eager: bool = False
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-    expert_parallel: bool = False
-    block_size: int = KERNEL_BLOCK
-    mamba_cache_mode: str = "align"
-    speculative_tokens: int = 0
-    hybrid_kv_cache: bool = True
-    pooling: bool = False
-    skip_mm_profiling: bool = False
-    sampler_bytes: float = SAMPLER_BYTES
-    item_tokens: int | None = None
+_MEASURED_SAFE = 0.05
+"""What a measured term may come to more at another start, when kernels are chosen anew."""
+_SLACK = 150 * MIB
+"""What vLLM itself keeps free where it derives a cache size from such numbers, because its profile may say a
+little too little (`redundancy_buffer_memory` in v1/worker/gpu_worker.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +58,13 @@ class Estimate:
 
     Attributes:
         engine: The settings, with every default filled in.
+        extras: What is loaded beside the model.
+        known: What was measured, and stands here for a formula.
+        weights: With the LoRA slots and the draft, without what is kept in main memory.
+        lora: Bytes of the LoRA slots among the weights; 0 too where the weights were measured as a whole.
+        draft: Bytes of the draft among them, likewise.
+        offloaded: Bytes of weights in main memory.
+        basis: What each of the first four terms rests on, by its name.
         requested: What vLLM may use in all.
         context: Outside `requested`, but on the GPU.
         available_kv: What is left for the cache; the safe value is the smaller one.
@@ -115,24 +101,53 @@ class Estimate:
     fits: bool
     fits_safely: bool
     reason: str
+    extras: Extras
+    known: Known | None
+    lora: int
+    draft: int
+    offloaded: int
+    basis: dict[str, Basis]
 
 
-def with_defaults(model: Architecture, engine: Engine, gpu: Gpu) -> Engine:
-    """The settings with what vLLM would choose on this GPU (`EngineArgs` in engine/arg_utils.py, API server)."""
-    longest = engine.max_model_len or model.context or 2048
-    seqs = engine.max_num_seqs or (1024 if gpu.large_batches else 256)
-    tokens = engine.max_num_batched_tokens
-    if not tokens:
-        tokens = 16384 if gpu.total >= 160 * GIB else 8192 if gpu.large_batches else 2048
-        tokens = min(tokens, seqs * longest)
-    seqs = engine.max_num_seqs or min(seqs, tokens)
-    dtype = engine.dtype if engine.dtype not in ("", "auto") else model.dtype or "bfloat16"
-    if engine.dtype in ("", "auto") and dtype in ("float32", "float64", "float"):
-        dtype = "bfloat16"  # vLLM's `_resolve_auto_dtype` on GPUs that have it.
-    return replace(engine, max_model_len=longest, max_num_seqs=seqs, max_num_batched_tokens=tokens, dtype=dtype)
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What every rank takes beside weights and cache."""
+
+    activation: Term
+    cuda_graph: Term
+    non_torch: Term
+
+    @property
+    def total(self) -> Term:
+        """All of it."""
+        terms = (self.activation, self.cuda_graph, self.non_torch)
+        return Term(sum(term.expected for term in terms), sum(term.safe for term in terms))
 
 
-def estimate(model: Architecture, parts: Sequence[Part], engine: Engine, gpu: Gpu) -> Estimate:
+def beside_of(model: Architecture, engine: Engine, gpu: Gpu, extras: Extras, known: Known | None) -> Beside:
+    """Measured where it was, else by the formulas; `engine` has its defaults, and `model` is as it is served.
+
+    Raises:
+        ValueError: A dtype is not known.
+    """
+    known, batch = known or Known(), batch_of(model, engine, gpu, extras)
+    return Beside(
+        activation(model, batch) if known.activation is None else measured_term(known.activation, _MEASURED_SAFE),
+        cuda_graphs(model, batch) if known.cuda_graph is None else measured_term(known.cuda_graph, _MEASURED_SAFE),
+        non_torch(engine.tensor_parallel, engine.pipeline_parallel)
+        if known.non_torch is None
+        else measured_term(known.non_torch, _MEASURED_SAFE, _SLACK),
+    )
+
+
+def estimate(  # noqa: PLR0917 -- what there always is, then what there may be
+    model: Architecture,
+    parts: Sequence[Part],
+    engine: Engine,
+    gpu: Gpu,
+    known: Known | None = None,
+    extras: Extras = Extras(),  # noqa: B008 -- frozen
+) -> Estimate:
     """Add everything up.
 
     Args:
@@ -140,118 +155,80 @@ def estimate(model: Architecture, parts: Sequence[Part], engine: Engine, gpu: Gp
         parts: The weights, from `tensors.parts_of` or `synthesis.parts_of_config`.
         engine: The settings.
         gpu: What it runs on; every rank on one alike.
+        known: What was measured of the same model with the same settings. The safe value of measured weights is 1%
+            more, that of the rest 5% and for `non_torch` 150 MiB, and what the log rounds off.
+        extras: What is loaded beside the model.
 
     Raises:
         ValueError: A dtype is not known.
     """
+    model = as_served(model, engine)
     engine = with_defaults(model, engine, gpu)
-    refusal = parallel.refusal(model, engine.tensor_parallel, engine.pipeline_parallel, engine.expert_parallel)
-    spread = Parallel(engine.tensor_parallel, engine.pipeline_parallel, engine.expert_parallel)
-    buffers = buffers_of(model, engine.dtype, engine.max_num_batched_tokens)
-    weights = bytes_per_stage((*parts, *buffers), model, spread)
-    try:
-        pools = pools_of(model, engine)
-    except UnsupportedCacheError as error:
-        refusal = refusal or f"vLLM cannot lay out its KV cache: {error}"
-        pools = (Pool((), 0),) * engine.pipeline_parallel
-    stages = [_stage(model, engine, gpu, size, pool) for size, pool in zip(weights, pools, strict=True)]
+    layout = layout_of(model, parts, engine, extras, known)
+    beside = beside_of(model, engine, gpu, extras, known)
+    common = _Common(model, engine, gpu, known, extras, beside, _bases(layout, known))
+    stages = [_stage(common, stage) for stage in layout.stages]
     worst = min(stages, key=lambda stage: (stage.fits, stage.kv_blocks.expected, -stage.weights.expected))
     if engine.pipeline_parallel > 1:
         # All ranks get as many blocks as the poorest (`get_kv_cache_configs`).
         worst = replace(worst, fits=all(s.fits for s in stages), fits_safely=all(s.fits_safely for s in stages))
-    if model.context and engine.max_model_len > model.context:
-        refusal = refusal or (
-            f"max_model_len {engine.max_model_len} is more than the model's own {model.context} tokens"
-        )
-    if engine.max_num_batched_tokens < engine.max_num_seqs:
-        # SchedulerConfig.verify_max_model_len in vllm/config/scheduler.py
-        refusal = refusal or (
-            f"max_num_batched_tokens {engine.max_num_batched_tokens} is less than "
-            f"max_num_seqs {engine.max_num_seqs}"
-        )
+    refusal = layout.refusal or refusals.of_settings(model, engine)
     if refusal:
         return replace(worst, fits=False, fits_safely=False, reason=refusal)
     return worst
 
 
-def serving_of(model: Architecture, engine: Engine) -> Serving:
-    """What of the settings the cache depends on; `engine` has its defaults."""
-    # Batches in flight: a stage more than there are, with 0.29's asynchronous scheduling
-    # (`max_concurrent_batches`).
-    return Serving(
-        engine.max_model_len,
-        (engine.pipeline_parallel + 1) * engine.max_num_batched_tokens,
-        engine.mamba_cache_mode,
-        engine.speculative_tokens,
-        model.encoder_tokens,
-        engine.hybrid_kv_cache,
-    )
+def _bases(layout: Layout, known: Known | None) -> dict[str, Basis]:
+    found = {"weights": layout.basis}
+    for name in ("activation", "cuda_graph", "non_torch"):
+        found[name] = Basis.CONFIG if getattr(known, name, None) is None else Basis.MEASURED
+    return found
 
 
-def pools_of(model: Architecture, engine: Engine) -> tuple[Pool, ...]:
-    """The KV cache pool of a rank of each pipeline stage; `engine` has its defaults.
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """What all stages share."""
 
-    Raises:
-        UnsupportedCacheError: vLLM would refuse these layers.
-        ValueError: A dtype is not known.
-    """
-    settings = CacheSettings(
-        engine.tensor_parallel,
-        engine.dtype,
-        engine.kv_cache_dtype,
-        engine.block_size,
-        engine.mamba_cache_mode,
-        engine.speculative_tokens,
-        engine.max_model_len,
-    )
-    caches, hybrid = caches_of(model, settings), engine.hybrid_kv_cache
-    if engine.pipeline_parallel == 1:
-        return (pool_of(caches, hybrid=hybrid),)
-    layer_of = pages_of_layers(model)
-    found = []
-    for stage in stages_of(len(model.mlps), engine.pipeline_parallel):
-        numbers = [number for number, layer in enumerate(layer_of) if layer in stage]
-        span = range(numbers[0], numbers[-1] + 1) if numbers else range(0)
-        found.append(pool_of(caches, hybrid=hybrid, layers=span))
-    return tuple(found)
+    model: Architecture
+    engine: Engine
+    gpu: Gpu
+    known: Known | None
+    extras: Extras
+    beside: Beside
+    basis: dict[str, Basis]
 
 
-def _stage(model: Architecture, engine: Engine, gpu: Gpu, size: int, pool: Pool) -> Estimate:
+def _stage(common: _Common, stage: Stage) -> Estimate:
+    engine, gpu, pool, weights = common.engine, common.gpu, stage.pool, stage.weights
     requested = math.ceil(gpu.total * engine.gpu_memory_utilization)
-    tp, pp = engine.tensor_parallel, engine.pipeline_parallel
-    batch = Batch(
-        engine.max_num_batched_tokens,
-        engine.max_num_seqs,
-        engine.max_model_len,
-        tp,
-        engine.dtype,
-        engine.sampler_bytes,
-        engine.pooling or model.encoder_only,
-        engine.enforce_eager,
-        engine.skip_mm_profiling,
-        engine.item_tokens,
-        engine.expert_parallel,
-    )
-    safer = _WEIGHTS_SAFE if model.quantization is None else _WEIGHTS_SAFE_QUANTISED
-    weights = Term(size, math.ceil(size * safer))
-    terms = (weights, activation(model, batch), cuda_graphs(model, batch), non_torch(tp, pp))
-    outside = context(tp, pp)
-    used = Term(sum(term.expected for term in terms), sum(term.safe for term in terms))
+    outside = context(engine.tensor_parallel, engine.pipeline_parallel)
+    beside = common.beside.total
+    used = Term(weights.expected + beside.expected, weights.safe + beside.safe)
     fixed = engine.kv_cache_memory_bytes
     available = Term(fixed, fixed) if fixed else Term(requested - used.expected, requested - used.safe)
-    serving = serving_of(model, engine)
-    reach = replace(serving, max_model_len=max(model.context, engine.max_model_len))
+    serving = serving_of(common.model, engine)
+    reach = replace(serving, max_model_len=max(common.model.context, engine.max_model_len))
     blocks = Term(pool.blocks(available.expected), pool.blocks(available.safe))
     needed = pool.needed(serving)
     kept = Term(max(0, available.expected), max(0, available.safe)) if pool.bytes_per_block else Term(0, 0)
     footprint = Term(used.expected + kept.expected + outside.expected, used.safe + kept.safe + outside.safe)
-    found = Estimate(
+
+    def refusal(outside: int, weights: int, available: int, footprint: int) -> str:
+        return (
+            refusals.of_start(gpu, engine, requested, outside)
+            or (refusals.of_sum(gpu, footprint) if fixed else "")
+            or refusals.of_cache(engine, requested, weights, available, needed)
+        )
+
+    expected = refusal(outside.expected, weights.expected, available.expected, footprint.expected)
+    safe = refusal(outside.safe, weights.safe, available.safe, footprint.safe)
+    return Estimate(
         engine=engine,
         gpu=gpu,
         weights=weights,
-        activation=terms[1],
-        cuda_graph=terms[2],
-        non_torch=terms[3],
+        activation=common.beside.activation,
+        cuda_graph=common.beside.cuda_graph,
+        non_torch=common.beside.non_torch,
         context=outside,
         requested=requested,
         available_kv=available,
@@ -264,14 +241,16 @@ def _stage(model: Architecture, engine: Engine, gpu: Gpu, size: int, pool: Pool)
         longest=Term(pool.longest(available.expected, reach), pool.longest(available.safe, reach)),
         footprint=footprint,
         minimum=Term(used.expected + needed + outside.expected, used.safe + needed + outside.safe),
-        fits=True,
-        fits_safely=True,
-        reason="",
+        fits=not expected,
+        fits_safely=not safe,
+        reason=expected or (f"fits only by the expected values; by the safe ones {safe}" if safe else ""),
+        extras=common.extras,
+        known=common.known,
+        lora=stage.lora,
+        draft=stage.draft,
+        offloaded=stage.offloaded,
+        basis=common.basis,
     )
-    expected = _refusal(found, outside.expected, available.expected, footprint.expected)
-    safe = _refusal(found, outside.safe, available.safe, footprint.safe)
-    reason = expected or (f"fits only by the expected values; by the safe ones {safe}" if safe else "")
-    return replace(found, fits=not expected, fits_safely=not safe, reason=reason)
 
 
 def _per_token(pool: Pool) -> int:
@@ -281,33 +260,3 @@ def _per_token(pool: Pool) -> int:
         for cache in group.caches
         if cache.kind not in ("linear", "cross")
     )
-
-
-def _refusal(found: Estimate, outside: int, available: int, footprint: int) -> str:
-    """Why vLLM would not start; empty where it would."""
-    gpu, engine = found.gpu, found.engine
-    free = gpu.total - gpu.used - outside
-    if free < found.requested:
-        others = f", {_gib(gpu.used)} used by others" if gpu.used else ""
-        return (
-            f"{_gib(free)} of {_gib(gpu.total)} are free at start (CUDA's context takes {_gib(outside)}{others}), "
-            f"less than the {_gib(found.requested)} that gpu_memory_utilization "
-            f"{engine.gpu_memory_utilization:g} asks for"
-        )
-    if engine.kv_cache_memory_bytes and footprint > gpu.total - gpu.used:
-        return f"{_gib(footprint)} are needed in all, and {_gib(gpu.total - gpu.used)} are there"
-    if available <= 0 and (found.needed_kv or available < 0):
-        return (
-            f"the weights ({_gib(found.weights.expected)}) and what the engine needs beside them leave nothing "
-            f"of the {_gib(found.requested)} for the KV cache; {_gib(-available)} are missing"
-        )
-    if found.needed_kv > available:
-        return (
-            f"one request of {engine.max_model_len} tokens needs {_gib(found.needed_kv)} of KV cache, and "
-            f"{_gib(available)} are left"
-        )
-    return ""
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f} GiB"

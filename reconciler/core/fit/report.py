@@ -15,13 +15,20 @@ TERMS = (
 
 
 def report(title: str, model: Architecture, found: Estimate, advice: tuple[Advice, ...], gpus: int) -> Json:
-    """Everything there is to say; each `_gib` is GiB (2**30 bytes) on one rank; `safe` has the safe values."""
+    """Everything there is to say; each `_gib` is GiB (2**30 bytes) on one rank; `safe` has the safe values.
+
+    `basis` says what a term rests on; LoRA slots and draft are part of the weights.
+    """
     engine = found.engine
     safe = {f"{name}_gib": _rounded(getattr(found, name).safe) for name, _ in TERMS}
     return {
         "model": title,
         "model_type": model.model_type,
         **{f"{name}_gib": _rounded(getattr(found, name).expected) for name, _ in TERMS},
+        "basis": {name: str(basis) for name, basis in found.basis.items()},
+        "lora_gib": _rounded(found.lora),
+        "draft_gib": _rounded(found.draft),
+        "offloaded_gib": _rounded(found.offloaded),
         "requested_gib": _rounded(found.requested),
         "footprint_gib": _rounded(found.footprint.expected),
         "minimum_gib": _rounded(found.minimum.expected),

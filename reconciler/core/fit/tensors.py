@@ -1,36 +1,47 @@
-"""Bytes of weights on each rank: from safetensors headers, or made up from a config where there are none. Pure.
+"""What a checkpoint's tensors become once they are loaded: which are, in which type, and how they are split. Pure.
 
-Every tensor becomes a `Part`: its bytes as vLLM keeps them after loading, how TP splits it, and which pipeline
-stage holds it. The split follows the parallel layers of vLLM 0.29 (`model_executor/layers/linear.py`,
-`vocab_parallel_embedding.py`, `fused_moe`): columns and rows are divided, norms, routers and MLA's down
-projections are copied to every rank, and so are KV heads where there are fewer than ranks.
+Every entry of a safetensors header that vLLM loads becomes a `Part`: its bytes as vLLM keeps them, how TP splits
+it, and which pipeline stage holds it. `spread` deals the parts out; both are found here too.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Iterable
+from dataclasses import dataclass
 from math import prod
 
 from reconciler.core.fit.architecture import Architecture
 from reconciler.core.fit.dtypes import BITS, dtype_bytes
-from reconciler.core.fit.quantization import Method
+from reconciler.core.fit.parts import (
+    EVERY,
+    FIRST,
+    LAST,
+    VOCAB_PADDING,
+    Basis,
+    Part,
+    Split,
+    buffers_of,
+    bytes_per_weight,
+    scaled,
+)
+from reconciler.core.fit.spread import Parallel, bytes_per_stage, stages_of
 
-VOCAB_PADDING = 64
-"""Rows. `DEFAULT_VOCAB_PADDING_SIZE` in vLLM's vocab_parallel_embedding.py."""
-FIRST, LAST, EVERY = -1, -2, -3
-"""Where a part lies that belongs to no layer: the first stage, the last one, each."""
-
-
-class Split(StrEnum):
-    """How TP divides a part."""
-
-    EVENLY = "evenly"
-    KV = "kv"
-    """By KV heads, each rank with at least one."""
-    VOCAB = "vocab"
-    EXPERTS = "experts"
-    COPIED = "copied"
+__all__ = [
+    "EVERY",
+    "FIRST",
+    "LAST",
+    "VOCAB_PADDING",
+    "Loading",
+    "Parallel",
+    "Part",
+    "Split",
+    "Tensor",
+    "buffers_of",
+    "bytes_per_stage",
+    "bytes_per_weight",
+    "parts_of",
+    "scaled",
+    "stages_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,33 +56,6 @@ class Tensor:
     def count(self) -> int:
         """Numbers in it."""
         return prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Weights that are split and placed alike.
-
-    Attributes:
-        bytes: Of all ranks together, had each rank only its share.
-        rows: Of a VOCAB part, before padding.
-        layer: Its layer, or FIRST, LAST or EVERY.
-        as_loaded: The bytes are those in memory, with whatever the kernels pad.
-    """
-
-    bytes: float
-    split: Split
-    layer: int
-    rows: int = 0
-    as_loaded: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Parallel:
-    """How a model is spread over ranks."""
-
-    tp: int = 1
-    pp: int = 1
-    expert_parallel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,27 +148,31 @@ def _is_loaded(  # noqa: PLR0911 -- one reason after the other
 
 def _part(tensor: Tensor, model: Architecture, loading: Loading) -> Part:
     name, layer = tensor.name, _LAYER.search(tensor.name)
+
+    def part(size: float, split: Split, place: int, rows: int = 0) -> Part:
+        return Part(size, split, place, rows, basis=Basis.TENSORS)
+
     size = tensor.count * BITS[tensor.dtype] / 8
     if tensor.dtype in _FLOATS and not _STAYS_FLOAT32.search(name):
         size = float(tensor.count * dtype_bytes(loading.dtype))
     tower = _TOWER.search(name) is not None
     if tower:
         copied = loading.data_parallel_encoder or len(tensor.shape) < 2  # noqa: PLR2004 -- vectors
-        return Part(size, Split.COPIED if copied else Split.EVENLY, FIRST)
+        return part(size, Split.COPIED if copied else Split.EVENLY, FIRST)
     place = int(layer[1]) if layer else LAST
     if layer is not None and int(layer[1]) >= len(model.layers):
         place = LAST
     if _VOCAB.search(name) and len(tensor.shape) == 2:  # noqa: PLR2004 -- a matrix
         rows = tensor.shape[0]
-        return Part(size, Split.VOCAB, LAST if _HEAD.search(name) else _embedding_place(model), rows)
+        return part(size, Split.VOCAB, LAST if _HEAD.search(name) else _embedding_place(model), rows)
     if _EXPERT.search(name) and "shared_expert" not in name:
-        return Part(_in_flight(size, tensor, model), Split.EXPERTS, place)
+        return part(_in_flight(size, tensor, model), Split.EXPERTS, place)
     if _COPIED.search(name) and not name.endswith(("_proj.weight_scale", "weight_scale_inv")):
-        return Part(size, Split.COPIED, place)
+        return part(size, Split.COPIED, place)
     size = _in_flight(size, tensor, model) if len(tensor.shape) > 1 else size
     if _KV.search(name):
-        return Part(size, Split.KV, place)
-    return Part(size, Split.EVENLY, place)
+        return part(size, Split.KV, place)
+    return part(size, Split.EVENLY, place)
 
 
 def _in_flight(size: float, tensor: Tensor, model: Architecture) -> float:
@@ -197,108 +185,3 @@ def _in_flight(size: float, tensor: Tensor, model: Architecture) -> float:
 def _embedding_place(model: Architecture) -> int:
     # Tied embeddings are the output head too, so with stages the last one has a copy.
     return EVERY if model.tied else FIRST
-
-
-def bytes_per_weight(model: Architecture) -> float:
-    """Bytes that one weight of a quantised linear layer takes, its share of scales and zero points included."""
-    quantization = model.quantization
-    assert quantization is not None
-    bits, group = quantization.bits / 8, quantization.group
-    if quantization.method in (Method.AWQ, Method.GPTQ, Method.PACKED):
-        # Scales in the model's 16-bit type; zero points of AWQ and GPTQ packed as the weights are.
-        return bits + ((2 + (bits if quantization.zeros else 0)) / group if group else 0)
-    if quantization.method is Method.BITSANDBYTES:
-        # NF4 with an absmax for 64 weights: 1 byte where it is quantised itself, 4 where not; the logged rows
-        # lie between, at 3.
-        return bits + (3 / group if group else 0)
-    if quantization.method is Method.MXFP4:
-        return bits + 1 / 32
-    if quantization.method is Method.NVFP4:
-        return bits + 1 / 16
-    if quantization.block is not None:
-        return 1 + 4 / prod(quantization.block)
-    return 1.0
-
-
-def buffers_of(model: Architecture, dtype: str, batched_tokens: int) -> tuple[Part, ...]:
-    """What vLLM makes itself while it loads, and counts as the model's: in no checkpoint, on every rank.
-
-    The table of rotary cosines and sines (`rotary_embedding/base.py`; four times as long for M-RoPE, `mrope.py`),
-    and Qwen3-VL's buffers for deepstack (`qwen3_vl.py`: three levels of `max_num_batched_tokens` embeddings).
-    """
-    size = dtype_bytes(dtype)
-    table = model.context * model.rotary * size * (4 if model.mrope else 1)
-    found = [Part(float(table), Split.COPIED, EVERY)] if table else []
-    if model.mla is not None:
-        # W_UK and W_UV, taken out of kv_b_proj for decoding while it stays for prefill (`mla_attention.py`).
-        absorbed = model.mla.kv_lora_rank * model.heads * (model.mla.nope + model.mla.value) * size
-        found += [Part(float(absorbed), Split.EVENLY, layer) for layer in range(len(model.mlps))]
-    if model.model_type.startswith("qwen3_vl") and model.vision is not None:
-        found.append(Part(float(3 * batched_tokens * model.hidden * size), Split.COPIED, FIRST))
-    return tuple(found)
-
-
-def stages_of(layers: int, pp: int) -> tuple[range, ...]:
-    """Which layers each pipeline stage holds (`get_pp_indices` in vLLM's distributed/utils.py)."""
-    sizes = [layers // pp] * pp
-    for place in range(2, layers % pp + 2):
-        sizes[-place] += 1
-    found, start = [], 0
-    for size in sizes:
-        found.append(range(start, start + size))
-        start += size
-    return tuple(found)
-
-
-def bytes_per_stage(parts: Iterable[Part], model: Architecture, parallel: Parallel) -> tuple[int, ...]:
-    """Bytes of weights on a rank of each pipeline stage; the fullest rank where they differ."""
-    stages = stages_of(len(model.mlps), parallel.pp)
-    totals = [0.0] * parallel.pp
-    for part in parts:
-        size = _on_one_rank(part, model, parallel)
-        if part.layer == EVERY:
-            for stage in {0, parallel.pp - 1}:
-                totals[stage] += size
-        elif part.layer in (FIRST, LAST):
-            totals[0 if part.layer == FIRST else -1] += size
-        else:
-            stage = next((n for n, layers in enumerate(stages) if part.layer in layers), parallel.pp - 1)
-            totals[stage] += size
-    return tuple(round(total) for total in totals)
-
-
-def _on_one_rank(part: Part, model: Architecture, parallel: Parallel) -> float:
-    tp = parallel.tp
-    if part.split is Split.COPIED:
-        return part.bytes
-    if part.split is Split.KV:
-        return part.bytes * max(1, model.kv_heads // tp) / model.kv_heads if model.kv_heads else part.bytes / tp
-    if part.split is Split.VOCAB:
-        padded = -(-part.rows // VOCAB_PADDING) * VOCAB_PADDING
-        return part.bytes * (padded / part.rows) / tp if part.rows else part.bytes / tp
-    if part.split is Split.EXPERTS and model.moe is not None:
-        size = part.bytes if part.as_loaded else part.bytes * _mxfp4_padding(model, parallel)
-        experts = model.moe.experts
-        return size * -(-experts // tp) / experts if parallel.expert_parallel else size / tp
-    return part.bytes / tp
-
-
-def _mxfp4_padding(model: Architecture, parallel: Parallel) -> float:
-    """How much larger experts in MXFP4 are in memory: their shapes are rounded up for the kernels.
-
-    `mxfp4_round_up_hidden_size_and_intermediate_size` in vLLM's fused_moe/oracle/mxfp4.py: 128 and 256 for Marlin
-    and TensorRT-LLM, which take the most of NVIDIA's backends.
-    """
-    quantization, moe = model.quantization, model.moe
-    if moe is None or quantization is None or quantization.method is not Method.MXFP4:
-        return 1.0
-    ranks = 1 if parallel.expert_parallel else parallel.tp
-    rows, columns = -(-model.hidden // 256) * 256, -(-moe.size // (128 * ranks)) * 128 * ranks
-    return rows * columns / (model.hidden * moe.size)
-
-
-def scaled(parts: Sequence[Part], total: float) -> tuple[Part, ...]:
-    """The same parts with so many bytes together, in memory: where only the total is known."""
-    have = sum(part.bytes for part in parts)
-    factor = total / have if have else 0.0
-    return tuple(replace(part, bytes=part.bytes * factor, as_loaded=True) for part in parts)

@@ -1,4 +1,4 @@
-"""What an engine takes beside weights and cache: activations, CUDA graphs, what is not torch's, the context. Pure.
+"""What an engine takes beside weights and cache: activations, what is not torch's, the context. Pure.
 
 Each term has an expected and a safe value, in bytes on one rank. The names are those of vLLM 0.29's own accounting
 in `v1/worker/gpu_worker.py` (`determine_available_memory`). The constants come from the sources named beside them;
@@ -7,10 +7,11 @@ other half.
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 from reconciler.core.fit.architecture import Architecture, Mlp
 from reconciler.core.fit.dtypes import dtype_bytes
-from reconciler.core.fit.gpus import GIB, MIB
+from reconciler.core.fit.gpus import GIB
 
 SAMPLER_BYTES = 6.0
 """Bytes of a logit while sampling: vLLM 0.29's profile run makes 16-bit logits and one float32 copy, and skips
@@ -19,12 +20,6 @@ SAMPLER_BYTES_SORTED = 38.5
 """The same through vLLM 0.12, whose profile run sorted all logits: logged peaks over sequences and vocabulary."""
 _SAMPLER_SAFE = 12.0
 _ACTIVATION_SAFE = 1.35  # Covers all rows of the log whose peak the forward pass makes, with 10% to spare.
-
-_GRAPHS_FIRST, _GRAPH, _GRAPH_TOKEN = 24 * MIB, 85 * 1024, 1800
-"""Fitted: once, and for each layer a graph and a token of all sizes captured. vLLM itself counts at least 1 MiB a
-graph."""
-_GRAPHS_RECURRENT = 2.5
-_GRAPHS_SAFE, _GRAPHS_MORE = 2.0, 200 * MIB
 
 _NON_TORCH = int(0.20 * GIB)
 """Fitted. Kernels, cuBLAS workspaces and allocator slack: what `total_consumed` shows above the weights."""
@@ -39,11 +34,13 @@ _CONTEXT_SAFE = int(0.65 * GIB)
 _NCCL = int(0.25 * GIB)
 _NCCL_SAFE = int(0.6 * GIB)
 
+_ROUNDING = GIB // 200 + 1
+"""Half of 0.01 GiB (`format_gib` in vllm/utils/mem_utils.py)."""
+
 _MERGED_ITEM = 16384
 """Tokens of the largest image of models that merge patches (Qwen-VL's default maximum of pixels)."""
 _OTHER_ITEM = 4096
 _DEEPSTACK = 4
-_GRAPHS_MOST = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +56,11 @@ class Term:
     safe: int
 
 
+def measured_term(size: int, share: float, slack: int = 0) -> Term:
+    """A measured term: the safe value is that share more, and half of what vLLM's log rounds to."""
+    return Term(size, size + ceil(max(0, size) * share) + _ROUNDING + slack)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The settings that activations and graphs depend on.
@@ -69,6 +71,13 @@ class Batch:
         sampler: Bytes a logit, `SAMPLER_BYTES` for 0.29.
         pooling: The model is not sampled from.
         item_tokens: Tokens of the largest multimodal input; None for what is usual.
+        data_parallel_encoder: The vision tower is not split by TP.
+        interactive: Every size up to 32 is captured.
+        capture: The largest size to capture; 0 for the default.
+        blackwell: The GPU is of a kind for which the default goes up to 1024.
+        draft_hidden: Hidden size of the draft model; 0 without one.
+        draft_layers: Its layers.
+        lora_rank: Rank of the LoRA slots; 0 without any.
     """
 
     tokens: int
@@ -82,18 +91,29 @@ class Batch:
     skip_mm_profiling: bool = False
     item_tokens: int | None = None
     expert_parallel: bool = False
+    data_parallel_encoder: bool = False
+    optimization_level: int = 2
+    interactive: bool = False
+    capture: int = 0
+    blackwell: bool = False
+    speculative_tokens: int = 0
+    draft_hidden: int = 0
+    draft_layers: int = 0
+    lora_rank: int = 0
 
 
 def activation(model: Architecture, batch: Batch) -> Term:
     """The peak of the profile run: the forward pass, the sampler, or the vision tower, whichever is largest."""
     size = dtype_bytes(batch.dtype)
-    forward = size * batch.tokens * _forward_width(model, batch)
+    forward = size * batch.tokens * _forward_width(model, batch) + batch.tokens * _lora_width(model, batch)
     seqs = min(batch.seqs, batch.tokens)
     sampler = 0.0 if batch.pooling else batch.sampler * seqs * model.vocab
     vision = _vision(model, batch)
-    expected = max(forward, sampler, vision)
+    # A draft keeps the hidden states that it begins with (`AutoRegressiveSpeculator`).
+    kept = size * batch.tokens * batch.draft_hidden
+    expected = max(forward, sampler, vision) + kept
     sorted_too = _SAMPLER_SAFE * seqs * model.vocab if not batch.pooling else 0.0
-    safe = max(_ACTIVATION_SAFE * max(forward, vision), sampler * 1.05, sorted_too)
+    safe = max(_ACTIVATION_SAFE * max(forward, vision), sampler * 1.05, sorted_too) + kept
     return Term(int(expected), int(max(safe, expected)))
 
 
@@ -114,6 +134,11 @@ def _forward_width(model: Architecture, batch: Batch) -> float:
     return stream + max(dense, routed, attention)
 
 
+def _lora_width(model: Architecture, batch: Batch) -> float:
+    """Bytes for each token of the float32 product with LoRA's first matrix, for up to three slices at once."""
+    return 4.0 * 3 * batch.lora_rank * (model.moe.top_k if model.moe is not None else 1)
+
+
 def _vision(model: Architecture, batch: Batch) -> float:
     vision = model.vision
     if vision is None or batch.skip_mm_profiling:
@@ -123,33 +148,12 @@ def _vision(model: Architecture, batch: Batch) -> float:
     item = min(batch.item_tokens or usual, batch.max_model_len)
     patches = item * vision.merge**2
     # Attention and MLP of one layer at a time, split by TP; the outputs of all items stay in the encoder cache.
-    peak = patches * (vision.intermediate / batch.tp + 2 * vision.hidden)
+    tp = 1 if batch.data_parallel_encoder else batch.tp
+    peak = patches * (vision.intermediate / tp + 2 * vision.hidden)
     kept = max(item, min(batch.tokens, batch.max_model_len)) * vision.out
     if model.model_type.startswith("qwen3_vl"):
         kept *= _DEEPSTACK
     return float(size * (peak + kept))
-
-
-def graph_sizes(batch: Batch) -> tuple[int, ...]:
-    """Batch sizes that graphs are captured for (`_set_cudagraph_sizes` in vllm/config/vllm.py)."""
-    most = min(batch.seqs * 2, _GRAPHS_MOST, batch.tokens)
-    sizes = [size for size in (1, 2, 4) if size <= most]
-    sizes += [*range(8, min(most + 1, 256), 8), *range(256, most + 1, 16)]
-    if batch.tokens <= most and batch.tokens not in sizes:
-        sizes.append(batch.tokens)
-    return tuple(sorted(sizes))
-
-
-def cuda_graphs(model: Architecture, batch: Batch) -> Term:
-    """What capturing takes, and vLLM sets aside: one piecewise graph a size, one full one a size that decodes."""
-    if batch.enforce_eager:
-        return Term(0, 0)
-    sizes = graph_sizes(batch)
-    count = len(sizes) + sum(size <= batch.seqs for size in sizes)
-    expected = _GRAPHS_FIRST + len(model.mlps) * (count * _GRAPH + sum(sizes) * _GRAPH_TOKEN)
-    if any(layer.state is not None for layer in model.layers):
-        expected = int(expected * _GRAPHS_RECURRENT)
-    return Term(expected, int(expected * _GRAPHS_SAFE) + _GRAPHS_MORE)
 
 
 def non_torch(tp: int, pp: int) -> Term:
