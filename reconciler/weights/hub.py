@@ -115,10 +115,17 @@ class Hub:
         )
 
     @contextlib.contextmanager
-    def open(self, repo: str, commit: str, path: str, start: int = 0) -> Iterator[Body]:
-        """A file's bytes from `start` on, as they come.
+    def open(self, repo: str, commit: str, path: str, start: int = 0, stop: int | None = None) -> Iterator[Body]:
+        """A file's bytes from `start` on, as they come; more of them where a server knows no ranges.
 
         Errors of the connection while reading are translated too, as long as that happens inside the block.
+
+        Args:
+            repo: The repository.
+            commit: The commit.
+            path: The file.
+            start: The first byte.
+            stop: The byte after the last one; None is the end of the file.
 
         Raises:
             WeightsError: The hub does not give them.
@@ -131,8 +138,8 @@ class Hub:
         _quiet()
         # Identity: a compressed answer has no range that we could continue from.
         headers = build_hf_headers(library_name="llm-reconciler") | {"Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
+        if start or stop is not None:
+            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
         stall = self._stall or constants.HF_HUB_DOWNLOAD_TIMEOUT
         url = hf_hub_url(repo, path, revision=commit, endpoint=self._endpoint)
         with (
