@@ -95,6 +95,19 @@ class ServeClient:
         rows: list[Json] = ((answer.get("data") or {}).get("result") or {}).get("result") or []
         return [row for row in rows if row.get("state") == "ALIVE"]
 
+    async def node_details(self, node_id: str) -> Json:
+        """What a node's own agent reports: GPUs, workers, actors, all of it at most some seconds old.
+
+        A node that Ray does not know has none of these.
+
+        Raises:
+            ServeUnreachableError: Ray's dashboard did not answer.
+        """
+        # Ray's cache answers with what it was asked last, however long ago, and asks anew for the next time.
+        answer = json.loads(await self._call("GET", f"/nodes/{node_id}?nocache=1"))
+        detail: Json = (answer.get("data") or {}).get("detail") or {}
+        return detail
+
     async def replica_log(self, node_id: str, actor_id: str, *, suffix: str, lines: int = 400) -> str:
         """The end of what a replica printed (`suffix`: out or err), also of one that died; empty if unknown."""
         path = f"/api/v0/logs/file?node_id={node_id}&actor_id={actor_id}&suffix={suffix}&lines={lines}"
@@ -102,6 +115,36 @@ class ServeClient:
             return await self._call("GET", path)
         except (ServeRefusedError, ServeUnreachableError):
             return ""
+
+    async def start_logs(self, actor_id: str, *, most: int = 2**20) -> list[str]:
+        """The beginnings of what a replica and the workers of its engine printed; empty where nobody can say.
+
+        With Ray's executor, which engines on GPUs use, a worker is an actor with a log of its own, in the
+        replica's placement group. The other executors' workers print to the replica's log.
+
+        Args:
+            actor_id: The replica.
+            most: Bytes that are read of each log. Its end may say anything: requests can get into it.
+        """
+        assert self._session is not None, "use the client as a context manager"
+        alive = "detail=1&limit=10000&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+        found: list[str] = []
+        try:
+            answer = json.loads(await self._call("GET", f"/api/v0/actors?{alive}"))
+            rows: list[Json] = ((answer.get("data") or {}).get("result") or {}).get("result") or []
+            group = next((row.get("placement_group_id") for row in rows if row["actor_id"] == actor_id), None)
+            for row in rows:
+                if row["actor_id"] != actor_id and (group is None or row.get("placement_group_id") != group):
+                    continue
+                path = f"/api/v0/logs/file?node_id={row['node_id']}&actor_id={row['actor_id']}&suffix=out&lines=-1"
+                async with self._session.get(self._url + path) as log:
+                    text = b""
+                    while log.ok and len(text) < most and (chunk := await log.content.read(most - len(text))):
+                        text += chunk
+                    found.append(text.decode(errors="replace"))
+        except (ServeRefusedError, ServeUnreachableError, aiohttp.ClientError, TimeoutError, OSError):
+            return found
+        return found
 
     async def _call(self, method: str, path: str, body: str | None = None) -> str:
         assert self._session is not None, "use the client as a context manager"
