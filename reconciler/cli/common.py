@@ -36,6 +36,11 @@ def configure_log(settings: Settings) -> None:
     logging.configure(json_lines=as_json, level=settings.log_level)
 
 
+def quiet(settings: Settings) -> None:
+    """Log nothing but errors: for commands whose answer says everything."""
+    logging.configure(json_lines=settings.log_format == "json", level="error")
+
+
 def open_weights(settings: Settings, *, read_only: bool = False, ask_hub: bool = True) -> WeightStore:
     """The weights, or a message and exit 1 where it cannot be read which commits are needed."""
     try:

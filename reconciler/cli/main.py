@@ -64,6 +64,7 @@ def _shared_options(function: Any) -> Any:  # noqa: ANN401 -- click's decorators
     help="Carry out removals that a safety rule refuses (more than half of what runs, or all of it).",
 )
 @click.option("--retry-failed", is_flag=True, help="Try versions that failed again now, whatever their backoff.")
+@click.option("--force", is_flag=True, help="Try also what does not fit by the estimate of its memory.")
 @click.version_option(__version__, prog_name="reconcile")
 @click.pass_context
 def cli(
@@ -77,6 +78,7 @@ def cli(
     detailed_exitcode: bool,
     dangerous_allow_removals: bool,
     retry_failed: bool,
+    force: bool,
 ) -> None:
     """Make a Ray Serve cluster serve the models that a folder of YAML files declares.
 
@@ -91,15 +93,16 @@ def cli(
     if watch and dry_run:
         raise click.UsageError("--watch and --dry-run exclude each other")
     from reconciler.cli import common, run  # noqa: PLC0415
+    from reconciler.core.turn import Wishes  # noqa: PLC0415
 
     settings = common.settings_of(state_dir, models_dir)
-    wishes = {"allow_removals": dangerous_allow_removals, "retry_failed": retry_failed}
+    wishes = Wishes(dangerous_allow_removals, retry_failed, force)
     if dry_run:
-        code = run.dry_run(settings, output=output, detailed_exitcode=detailed_exitcode, **wishes)
+        code = run.dry_run(settings, wishes, output=output, detailed_exitcode=detailed_exitcode)
     elif watch:
-        code = run.watch(settings, **wishes)
+        code = run.watch(settings, wishes)
     else:
-        code = run.converge(settings, output=output, **wishes)
+        code = run.converge(settings, wishes, output=output)
     context.exit(code)
 
 
@@ -306,13 +309,15 @@ def fit(
 ) -> None:
     """Say how much memory a model takes on each GPU, whether it fits, and what to change if it does not.
 
-    Of a model file whose weights are on this machine (NAME), or of bare facts (--model-config). Needs neither a
-    GPU nor a cluster, and neither torch nor vLLM. Exit 0: it fits; 3: it does not.
+    Of a declared model (NAME), on the GPUs that are there or on --gpu; or of bare facts (--model-config), which
+    need neither a GPU nor a cluster, and neither torch nor vLLM. Nothing is downloaded but the model's config.json
+    and the headers of its tensors. Exit 0: it fits; 3: it does not.
     """
     from reconciler.cli import fit as fitting  # noqa: PLC0415
+    from reconciler.cli.fit_options import FitOptions  # noqa: PLC0415
 
     settings, output = _merged(shared, state_dir, models_dir, output)
-    sys.exit(fitting.fit(settings, name, options=fitting.FitOptions(**options), output=output))
+    sys.exit(fitting.fit(settings, name, options=FitOptions(**options), output=output))
 
 
 @cli.command(context_settings=_CONTEXT)

@@ -4,20 +4,20 @@ import asyncio
 import sys
 import time
 from collections.abc import Coroutine
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import aiohttp
 import click
 
 from reconciler.activator.server import ListenError
-from reconciler.cli.common import ERROR, OK, PARTIAL, PENDING, REFUSED, configure_log, exit_code, fail
+from reconciler.cli.common import ERROR, OK, PARTIAL, PENDING, REFUSED, configure_log, exit_code, fail, quiet
 from reconciler.cli.progress import download_bars
 from reconciler.cli.show import print_json, show_plan, show_problems
 from reconciler.core.plan_json import plan_to_json
 from reconciler.core.render import RenderError
-from reconciler.core.turn import Options
+from reconciler.core.turn import Options, Wishes
 from reconciler.edge.edge import EdgeStartError, EdgeUnreachableError
-from reconciler.host import log as logging
 from reconciler.host.lock import AlreadyRunningError, exclusive
 from reconciler.host.settings import Settings
 from reconciler.loop import service
@@ -27,12 +27,10 @@ from reconciler.weights.revisions import PinsUnreadableError
 T = TypeVar("T")
 
 
-def dry_run(
-    settings: Settings, *, output: str, detailed_exitcode: bool, allow_removals: bool, retry_failed: bool
-) -> int:
+def dry_run(settings: Settings, wishes: Wishes, *, output: str, detailed_exitcode: bool) -> int:
     """Print the plan; change nothing."""
-    _quiet(settings)
-    look = _run(service.look_once(settings, _options(settings, allow_removals, retry_failed)))
+    quiet(settings)
+    look = _run(service.look_once(settings, _options(settings, wishes)))
     if output == "json":
         print_json({"plan": plan_to_json(look.plan), "problems": [str(p) for p in look.desired.problems]})
     else:
@@ -44,16 +42,16 @@ def dry_run(
     return code
 
 
-def converge(settings: Settings, *, output: str, allow_removals: bool, retry_failed: bool) -> int:
+def converge(settings: Settings, wishes: Wishes, *, output: str) -> int:
     """Make the cluster match, once; through the reconciler that runs here, if one does."""
-    options = _options(settings, allow_removals, retry_failed)
+    options = _options(settings, wishes)
     try:
         with exclusive(settings.state_dir), download_bars() as show:
             configure_log(settings)
             look = _run(service.converge_once(settings, options, show))
     except AlreadyRunningError as running:
         click.echo(f"A reconciler is running here (process {running.pid}); it is asked to do it.", err=True)
-        return _ask_running(settings, output=output, allow_removals=allow_removals, retry_failed=retry_failed)
+        return _ask_running(settings, wishes, output=output)
     if output == "json":
         print_json({"plan": plan_to_json(look.plan), "problems": [str(p) for p in look.desired.problems]})
     else:
@@ -62,13 +60,13 @@ def converge(settings: Settings, *, output: str, allow_removals: bool, retry_fai
     return exit_code(look.plan, problems=bool(look.desired.problems))
 
 
-def watch(settings: Settings, *, allow_removals: bool, retry_failed: bool) -> int:
+def watch(settings: Settings, wishes: Wishes) -> int:
     """Stay and keep the cluster as the files want it."""
     configure_log(settings)
     try:
         with exclusive(settings.state_dir):
             settings.remember()
-            _run(service.watch(settings, _options(settings, allow_removals, retry_failed)))
+            _run(service.watch(settings, _options(settings, wishes)))
     except AlreadyRunningError as running:
         fail(f"a reconciler is running already in {settings.state_dir} (process {running.pid})")
     return OK
@@ -97,11 +95,9 @@ async def _edge(settings: Settings, verb: str, output: str) -> int:
     return OK if running else ERROR
 
 
-def _ask_running(settings: Settings, *, output: str, allow_removals: bool, retry_failed: bool) -> int:
+def _ask_running(settings: Settings, wishes: Wishes, *, output: str) -> int:
     try:
-        outcome = asyncio.run(
-            service.ask_running(settings.state_dir, allow_removals=allow_removals, retry_failed=retry_failed)
-        )
+        outcome = asyncio.run(service.ask_running(settings.state_dir, wishes))
     except (aiohttp.ClientError, OSError) as error:
         fail(
             f"it does not answer ({error}). It may be another `reconcile` that converges once, or one that waits "
@@ -125,10 +121,9 @@ def _ask_running(settings: Settings, *, output: str, allow_removals: bool, retry
     return PARTIAL if troubled or problems else OK
 
 
-def _options(settings: Settings, allow_removals: bool, retry_failed: bool) -> Options:
+def _options(settings: Settings, wishes: Wishes) -> Options:
     return Options(
-        allow_removals=allow_removals,
-        retry_failed=retry_failed,
+        **asdict(wishes),
         asked_at=time.time(),
         max_loads=settings.loads_at_once,
     )
@@ -150,7 +145,3 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _quiet(settings: Settings) -> None:
-    logging.configure(json_lines=settings.log_format == "json", level="error")

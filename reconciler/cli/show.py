@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from reconciler.cli.show_memory import memory_in_words, show_gpus
 from reconciler.core.diff import Effect, FieldChange
 from reconciler.core.parse import Problem
 from reconciler.core.plan import Action, Change, Held, Order, Plan
@@ -58,6 +59,7 @@ def show_plan(plan: Plan, *, now: float, done: bool = False, out: Console | None
             out.print(f"      [dim]{refusal.flag} allows it[/]")
     for note in plan.notes:
         out.print(f"[yellow]note[/] {escape(note.model)}: {escape(note.text)}")
+    show_gpus(out, plan.gpus)
     number = counts(plan)
     if not (plan.changes or plan.held or plan.refused):
         text = (
@@ -117,6 +119,8 @@ def _show_change(out: Console, change: Change) -> None:
         out.print(f"      [dim]version[/] {escape(' -> '.join(versions))}")
     for field in change.fields:
         out.print(f"      {_field(field)}")
+    if change.memory is not None:
+        out.print(f"      [dim]memory[/] {escape(memory_in_words(change.memory))}")
     for each in change.downloads:
         out.print(f"      [dim]download[/] {escape(_download(each))}")
 
@@ -144,6 +148,10 @@ def _value(value: Any) -> str:  # noqa: ANN401 -- any JSON value
 def _show_held(out: Console, held: Held, now: float) -> None:
     out.print(f"[red]! {escape(held.model)}[/] held: {held.kind.value}")
     out.print(f"      {escape(held.reason)}")
+    for advice in held.advice:
+        out.print(f"      [dim]it would with[/] {escape(advice)}")
+    if held.advice:
+        out.print("      [dim]reconcile --force tries it as it is[/]")
     if held.retry_at is not None:
         wait = max(0, round(held.retry_at - now))
         out.print(f"      [dim]next try in {wait} s; reconcile --retry-failed tries now[/]")

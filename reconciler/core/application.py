@@ -3,10 +3,15 @@
 The other direction of `core.render`. Foreign applications have any shape, so nothing here raises.
 """
 
+from dataclasses import fields
+
+from reconciler.core.fit.sizing import Sizing
 from reconciler.core.state import Demand, Json
 
 MODEL_ENV = "RECONCILE_MODEL"
 """The environment variable by which an application is known to be ours, and whose it is."""
+BASIS_ENV = "RECONCILE_BASIS"
+"""Where an application says what its sizes were decided from."""
 
 
 def deployment_name(model: str) -> str:
@@ -29,14 +34,36 @@ def demand_of(config: Json) -> Demand:
         llm = config["args"]["llm_configs"][0]
         placement = llm["placement_group_config"]
         kwargs = llm["engine_kwargs"]
+        deployment: Json = next(iter(config.get("deployments") or ()), {})
         return Demand(
             ranks=int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1)),
             gpus=float(placement["bundle_per_worker"].get("GPU", 0)),
             one_node=placement.get("strategy") == "STRICT_PACK",
             accelerator=llm.get("accelerator_type"),
+            replicas=int((deployment.get("autoscaling_config") or {}).get("min_replicas", 1)),
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return Demand()
+
+
+def sizing_of(config: Json) -> Sizing:
+    """The sizes that a deployed application of ours runs with, read back from its configuration."""
+    try:
+        llm = config["args"]["llm_configs"][0]
+        kwargs = llm["engine_kwargs"]
+        known = {field.name: kwargs.get(field.name) for field in fields(Sizing)}
+        bundle = llm["placement_group_config"]["bundle_per_worker"]
+        return Sizing(**known | {"gpus": float(bundle.get("GPU", 0)), "accelerator": llm.get("accelerator_type")})
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return Sizing()
+
+
+def basis_of(config: Json) -> str:
+    """What the sizes of a deployed application of ours were decided from; empty where it does not say."""
+    try:
+        return str(config["args"]["llm_configs"][0]["runtime_env"]["env_vars"].get(BASIS_ENV, ""))
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return ""
 
 
 def with_in_place(config: Json, in_place: Json) -> Json:

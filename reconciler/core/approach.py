@@ -38,6 +38,9 @@ def approach(turn: Turn, target: Target) -> None:
     elif failure is not None and not _may_retry(turn, target, failure, live):
         turn.held.append(_held_failed(turn, target, failure, live))
         fall_back(turn, target.model, live)
+    elif target.waits:
+        turn.step(Do.AWAIT, target.model, target.application, target.waits)
+        fall_back(turn, target.model, live)
     else:
         _bring(turn, target, live)
 
@@ -211,19 +214,26 @@ def _hold_reason(turn: Turn, target: Target, live: list[Application]) -> Held | 
         return Held(target.model, HeldKind.WRONG_ENGINE, target.unsupported, target.file)
     if target.spec.lifecycle.policy is Policy.MANUAL and not (live or _made_way(turn, target.model)):
         return Held(target.model, HeldKind.MANUAL, "policy manual: it is loaded by hand only", target.file)
+    if target.fit is not None and target.fit.misfit and not turn.options.force:
+        fit = target.fit
+        return Held(target.model, HeldKind.DOES_NOT_FIT, fit.misfit, target.file, advice=fit.advice)
     if turn.fits(target.demand) or turn.fits_without(target.demand, turn.leaving | {app.name for app in live}):
         return weights_problem(turn, target) or _no_memory(turn, target, live)
     demand = target.demand
     wanted = f"{demand.ranks} x {demand.gpus:g} GPU" if demand.ranks > 1 else f"{demand.gpus:g} GPU"
     if demand.accelerator:
         wanted += f" of type {demand.accelerator}"
-    return Held(target.model, HeldKind.NO_ROOM, f"it needs {wanted}; {turn.describe_free()}", target.file)
+    reason = f"it needs {wanted}; {turn.describe_free()}"
+    in_the_way = turn.in_the_way(demand, target.model)
+    if in_the_way:
+        reason += f"; there would be room without {', '.join(in_the_way)}"
+    return Held(target.model, HeldKind.NO_ROOM, reason, target.file)
 
 
 def _no_memory(turn: Turn, target: Target, live: list[Application]) -> Held | None:
     # What would take the place of another version of its model is tried: nobody knows what that one gives back.
     needed, left = turn.memory_of(target.config), turn.memory_left()
-    if live or left is None or needed <= left:
+    if live or left is None or needed <= left or turn.options.force:
         return None
     weights = turn.observed.folder_bytes.get(source_of(target.config), 0)
     rest = needed - weights - PROCESSES

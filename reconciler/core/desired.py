@@ -37,6 +37,7 @@ class Desired:
         invalid: Files that speak for no model; what they served before stays.
         problems: Every mistake of every file, in the order of files and lines.
         digest: Digest of everything that this was made from.
+        order: Of models that may start now: their places in the order in which all of them find room.
     """
 
     targets: Mapping[str, Target] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class Desired:
     revision: str = ""
     unreadable: str = ""
     digest: str = ""
+    order: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def declared(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+from reconciler.core.application import BASIS_ENV
 from reconciler.core.state import Json
 
 
@@ -59,6 +60,7 @@ def config_changes(old: Json, new: Json) -> tuple[FieldChange, ...]:
     return tuple(
         FieldChange(path.removeprefix("args.llm_configs.0."), left, right, Effect.NEW_ENGINE)
         for path, left, right in _differences(before, after)
+        if not path.endswith(BASIS_ENV)  # It follows from the others.
     )
 
 

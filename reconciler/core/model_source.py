@@ -3,6 +3,7 @@
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from reconciler.core.choose_files import allowed
@@ -23,6 +24,24 @@ from reconciler.core.weights import (
 _IN_CACHE = re.compile(
     r"/models--(?:(?P<owner>[^/]+?)--)?(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})(?=/|$)"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What a model's memory depends on, by where it is: a copy in the hub's cache, or a folder.
+
+    Attributes:
+        model: None while its commit is not known, or where the engine fetches it itself.
+        draft: The draft model of speculative decoding.
+        adapters: Its LoRA adapters.
+    """
+
+    model: Copy | str | None = None
+    draft: Copy | str | None = None
+    adapters: tuple[Copy | str, ...] = ()
+
+    def __iter__(self) -> Iterator[Copy | str]:
+        return (each for each in (self.model, self.draft, *self.adapters) if each is not None)
 
 
 def copies_in(config: Json) -> frozenset[Copy]:
@@ -59,6 +78,7 @@ class ModelSource:
         self._folder, self._cache, self._resolutions = folder, cache, resolutions
         self._spec = spec
         self._commits: dict[tuple[Role, str, str], str] = {}
+        self._places: dict[str, Copy | str] = {}
         self.paths: dict[str, Role] = {}
         self.copies: dict[Copy, str] = {}
         self.unresolved: dict[Wanted, Resolution] = {}
@@ -137,9 +157,20 @@ class ModelSource:
             }
         return kwargs
 
+    @property
+    def reads(self) -> Reads:
+        """Where everything is that decides how much memory the model takes."""
+        adapters = (self._places.get(adapter["path"]) for adapter in self.adapters)
+        return Reads(
+            self._places.get(self.model),
+            self._places.get(self.draft or ""),
+            tuple(place for place in adapters if place is not None),
+        )
+
     def _local(self, path: str, role: Role) -> str:
         found = posixpath.normpath(posixpath.join(self._folder, path))
         self.paths.setdefault(found, role)
+        self._places[found] = found
         return found
 
     def _remote(
@@ -159,6 +190,9 @@ class ModelSource:
                 f"revision {key.revision} of {repo} moved: {found.commit[:8]} -> {found.moved_to[:8]}; this model "
                 "stays (source.track: true follows it)"
             )
+        copy = Copy(repo, found.commit, role)
+        path = snapshot_folder(self._cache, repo, found.commit)
         self._commits[role, repo, key.revision] = found.commit
-        self.copies[Copy(repo, found.commit, role)] = key.revision
-        return snapshot_folder(self._cache, repo, found.commit)
+        self.copies[copy] = key.revision
+        self._places[path] = copy
+        return path

@@ -36,6 +36,36 @@ class Order(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """What one rank of a version takes on its GPU, or the whole version of main memory. Sizes are in bytes.
+
+    Attributes:
+        where: The kind of GPU, or `main memory`.
+        total: Of one such GPU; 0 for main memory.
+        ranks: GPUs that it is spread over.
+        gpus: What Ray reserves on each, 1 for a whole one.
+        needed: In all, with the KV cache and what lies outside the engine's budget.
+        needed_safe: What that should not exceed.
+        basis: Where the numbers come from: `measured` when it ran before, the `tensors` of the checkpoint, or its
+            `config`, where there are no tensors to be read.
+        fits_safely: It fits with every term at its safe value.
+    """
+
+    where: str
+    total: int
+    ranks: int
+    gpus: float
+    needed: int
+    needed_safe: int
+    weights: int
+    kv_cache: int
+    kv_tokens: int
+    max_model_len: int
+    basis: str
+    fits_safely: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """One model's difference, with its cause in words."""
 
@@ -53,6 +83,33 @@ class Change:
     file: str = ""
     downloads: tuple[CopyPlan, ...] = ()
     """What has to be fetched for it first."""
+    memory: Memory | None = None
+    """What the version that comes will take; None where that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuUse:
+    """One GPU, as it is and as it will be once the plan is carried out.
+
+    Attributes:
+        node: The node's name.
+        total: Bytes that CUDA can have of it; 0 where nobody knows.
+        before: Share that Ray has reserved, now.
+        after: The same when everything of the plan is up that has a place.
+        foreign: Share that processes have which are not Ray's.
+        failed: Why it is left out of planning; empty while it is well.
+        applications: Those that are on it afterwards, as far as that can be foreseen.
+    """
+
+    node: str
+    index: int
+    name: str
+    total: int
+    before: float
+    after: float
+    foreign: float = 0.0
+    failed: str = ""
+    applications: tuple[str, ...] = ()
 
 
 class HeldKind(StrEnum):
@@ -61,6 +118,7 @@ class HeldKind(StrEnum):
     INVALID = "invalid file"
     FAILED = "failed"
     NO_ROOM = "no room"
+    DOES_NOT_FIT = "does not fit"
     MISSING = "missing weights"
     WRONG_ENGINE = "wrong engine"
     MANUAL = "manual"
@@ -76,6 +134,8 @@ class Held:
     file: str = ""
     retry_at: float | None = None
     """Seconds since the epoch of the next try; None where only a change helps."""
+    advice: tuple[str, ...] = ()
+    """Changes of its file that would help, each with its numbers, the mildest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +211,8 @@ class Plan:
     """Models that are as their files want them."""
     notes: tuple[Note, ...] = ()
     """What is no difference, and yet worth knowing."""
+    gpus: tuple[GpuUse, ...] = ()
+    """Every GPU, before and after."""
 
     @property
     def settled(self) -> bool:

@@ -18,6 +18,7 @@ def plan_to_json(plan: Plan) -> Json:
         "steps": [asdict(step) for step in plan.steps],
         "unchanged": list(plan.unchanged),
         "notes": [asdict(note) for note in plan.notes],
+        "gpus": [asdict(gpu) for gpu in plan.gpus],
         "summary": counts(plan),
         "settled": plan.settled,
     }

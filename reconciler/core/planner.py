@@ -12,6 +12,7 @@ from dataclasses import replace
 from reconciler.core.approach import approach, stay
 from reconciler.core.describe import describe
 from reconciler.core.desired import Desired
+from reconciler.core.memory_plan import gpus_of, memory_of
 from reconciler.core.parse import InvalidFile
 from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Note, Plan, Step
 from reconciler.core.render import Target
@@ -26,8 +27,9 @@ def make_plan(desired: Desired, observed: Observed, options: Options | None = No
     """The plan for one turn."""
     turn = Turn(desired, observed, options or Options())
     removed = _decide_removals(turn)
+    order = sorted(desired.targets.values(), key=lambda target: _importance(turn, target))
     if not desired.unreadable:
-        for target in sorted(desired.targets.values(), key=lambda target: _importance(turn, target)):
+        for target in order:
             _plan_declared(turn, target)
     for model in removed:
         _plan_removal(turn, model)
@@ -39,8 +41,10 @@ def make_plan(desired: Desired, observed: Observed, options: Options | None = No
         unchanged=tuple(turn.unchanged),
         notes=tuple(
             Note(model, text) for model, target in sorted(desired.targets.items()) for text in target.notes
-        ),
+        )
+        + _unknown(turn),
         applications=_applications(turn),
+        gpus=gpus_of(turn, order, removed),
         steps=tuple(turn.steps),
         revision=desired.revision,
         desired_digest=desired.digest,
@@ -54,11 +58,12 @@ def observed_digest(applications: Mapping[str, Application]) -> str:
     return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _importance(turn: Turn, target: Target) -> tuple[bool, bool, int, str]:
+def _importance(turn: Turn, target: Target) -> tuple[bool, bool, int, int, str]:
     # What served and does not now comes first: others would take the room that it made.
     lifecycle = target.spec.lifecycle
     interrupted = turn.record(target.model) is not None and turn.routed(target.model) is None
-    return (not interrupted, lifecycle.policy is not Policy.PINNED, -lifecycle.priority, target.model)
+    place = turn.desired.order.get(target.model, len(turn.desired.order))
+    return (not interrupted, lifecycle.policy is not Policy.PINNED, -lifecycle.priority, place, target.model)
 
 
 def _plan_declared(turn: Turn, target: Target) -> None:
@@ -69,9 +74,20 @@ def _plan_declared(turn: Turn, target: Target) -> None:
         return
     if change is not None:
         there = any(app.name == target.application for app in turn.live.get(target.model, ()))
-        turn.changes.append(change if there else replace(change, downloads=downloads_of(turn, target)))
+        if not there:
+            change = replace(change, downloads=downloads_of(turn, target), memory=memory_of(target))
+        turn.changes.append(change)
     elif len(turn.steps) == steps:
         turn.unchanged.append(target.model)
+
+
+def _unknown(turn: Turn) -> tuple[Note, ...]:
+    held = {each.model for each in turn.held}
+    return tuple(
+        Note(model, f"its memory is not checked: {target.unknown}")
+        for model, target in sorted(turn.desired.targets.items())
+        if target.unknown and model not in held
+    )
 
 
 def _decide_removals(turn: Turn) -> list[str]:

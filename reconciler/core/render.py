@@ -8,14 +8,15 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from reconciler.core.application import MODEL_ENV, deployment_name, model_of
-from reconciler.core.model_source import ModelSource
+from reconciler.core.application import BASIS_ENV, MODEL_ENV, deployment_name, model_of
+from reconciler.core.fit.sizing import Sized, Sizing
+from reconciler.core.model_source import ModelSource, Reads
 from reconciler.core.spec import ModelSpec, Task
 from reconciler.core.state import Demand, Json
 from reconciler.core.weights import Copy, Resolution, Resolutions, Role, Wanted
@@ -39,6 +40,7 @@ class Platform:
         cpu_kv_cache_gib: KV cache of a CPU engine whose file leaves it open, in GiB.
         hub_cache: The hub's cache, where engines find what was fetched.
         allow_code: Repositories whose own code may run, as patterns.
+        vllm: The engine's version; empty where none is installed here.
     """
 
     device: str = "cpu"
@@ -47,6 +49,24 @@ class Platform:
     cpu_kv_cache_gib: float = 1.0
     hub_cache: str = ""
     allow_code: tuple[str, ...] = ()
+    vllm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How much memory a version takes, and whether that is there at all.
+
+    Attributes:
+        sized: The settings, and the estimate with them.
+        misfit: Why it does not fit on any GPU of the cluster, empty GPUs supposed; empty where it does.
+        advice: What to change, each with its numbers.
+        basis: Where the numbers come from: `measured`, `tensors` or `config`.
+    """
+
+    sized: Sized
+    misfit: str = ""
+    advice: tuple[str, ...] = ()
+    basis: str = "tensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +91,26 @@ class Target:
     paths: Mapping[str, Role] = field(default_factory=dict)
     copies: Mapping[Copy, str] = field(default_factory=dict)
     unresolved: Mapping[Wanted, Resolution] = field(default_factory=dict)
+    reads: Reads = field(default_factory=Reads)
+    """What its memory depends on."""
     notes: tuple[str, ...] = ()
     """What an operator should know about its revisions."""
     unsupported: str = ""
     """Why the engine that is installed cannot run it; empty where it can."""
     fields: Json = field(default_factory=dict)
     """The model file's fields with every default filled in, which plans compare."""
+    sizing: Sizing = field(default_factory=Sizing)
+    """What was decided of what the file leaves open."""
+    basis: str = ""
+    """Digest of what it was decided from: while a version with the same basis runs, its sizes stay."""
+    fit: Fit | None = None
+    """What is known about its memory; None where nobody looked, or needs to."""
+    unknown: str = ""
+    """Why nothing is known about its memory, where that was looked for."""
+    waits: str = ""
+    """What is being found out before it can be planned; empty where nothing is."""
+    variables: Json = field(default_factory=dict, repr=False, compare=False)
+    """What its template was rendered with."""
 
     @property
     def model(self) -> str:
@@ -114,8 +148,6 @@ class Renderer:
             RenderError: The template failed on this model, or made something that is not its application.
         """
         source = ModelSource(spec, folder, self._platform.hub_cache, resolutions)
-        demand = _demand(spec, self._platform)
-        in_place = _in_place(spec)
         fields = source.with_commits(spec.model_dump(mode="json"))
         variables: Json = {
             "model": fields,
@@ -123,29 +155,50 @@ class Renderer:
             "engine_kwargs": _engine_kwargs(spec, self._platform)
             | source.engine_kwargs(self._platform.allow_code),
             "device": "cpu" if _on_cpu(spec, self._platform) else "gpu",
-            "accelerator_type": demand.accelerator,
-            "bundle": _bundle(spec, demand, self._platform),
-            "strategy": "STRICT_PACK" if demand.one_node else "PACK",
+            "strategy": "PACK" if spec.resources.across_nodes else "STRICT_PACK",
             "env_vars": _env_vars(spec, self._platform, offline=not source.from_hub),
-            "deployment": in_place,
+            "deployment": _in_place(spec),
         }
-        unnamed = self._render(spec, {**variables, "app": {"name": "", "route_prefix": "/"}})
-        application = f"{slug(spec.name)}-{_digest(unnamed)}"
-        config = {**unnamed, "name": application, "route_prefix": f"/{application}"}
-        return Target(
+        target = Target(
             spec=spec,
             file=file,
-            application=application,
-            config=config,
-            in_place=in_place,
-            demand=demand,
+            application="",
+            config={},
+            in_place=variables["deployment"],
+            demand=Demand(),
             paths=source.paths,
             copies=source.copies,
             unresolved=source.unresolved,
+            reads=source.reads,
             notes=tuple(source.notes),
             unsupported=_unsupported(spec, self._platform),
             fields=fields,
+            variables=variables,
         )
+        return self.sized(target, Sizing())
+
+    def sized(self, target: Target, sizing: Sizing) -> Target:
+        """The same version with what its file leaves open decided like this.
+
+        Raises:
+            RenderError: The template failed on this model, or made something that is not its application.
+        """
+        spec = target.spec
+        demand = _demand(spec, self._platform, sizing)
+        variables = {
+            **target.variables,
+            "engine_kwargs": target.variables["engine_kwargs"] | _decided(spec, self._platform, sizing),
+            "accelerator_type": demand.accelerator,
+            "bundle": _bundle(spec, demand, self._platform),
+            "env_vars": target.variables["env_vars"] | _share_for_workers(spec, demand, self._platform),
+        }
+        unnamed = self._render(spec, {**variables, "app": {"name": "", "route_prefix": "/"}})
+        digest = _digest(unnamed)
+        application, basis = f"{slug(spec.name)}-{digest}", target.basis or digest
+        config = {**unnamed, "name": application, "route_prefix": f"/{application}"}
+        # Not part of the digest: what was decided counts, not what it was decided from.
+        config["args"]["llm_configs"][0]["runtime_env"]["env_vars"][BASIS_ENV] = basis
+        return replace(target, application=application, config=config, demand=demand, sizing=sizing, basis=basis)
 
     def _render(self, spec: ModelSpec, variables: Mapping[str, Any]) -> Json:
         try:
@@ -190,18 +243,41 @@ def _unsupported(spec: ModelSpec, platform: Platform) -> str:
     return ""
 
 
-def _demand(spec: ModelSpec, platform: Platform) -> Demand:
+def _demand(spec: ModelSpec, platform: Platform, sizing: Sizing) -> Demand:
     wanted = spec.resources.accelerator
-    tensor: int = _chosen(spec.resources.tensor_parallel, 1)
-    pipeline: int = _chosen(spec.resources.pipeline_parallel, 1)
+    tensor: int = _chosen(spec.resources.tensor_parallel, sizing.tensor_parallel_size or 1)
+    pipeline: int = _chosen(spec.resources.pipeline_parallel, sizing.pipeline_parallel_size or 1)
     reserves = wanted != "cpu" and (platform.device == "cuda" or platform.simulate_gpus)
-    share: float = _chosen(spec.engine.gpu_memory_utilization, 1.0)
+    share: float = sizing.gpus or _chosen(spec.engine.gpu_memory_utilization, 1.0)
+    named = wanted if wanted not in ("auto", "gpu") else sizing.accelerator
     return Demand(
         ranks=tensor * pipeline,
         gpus=share if reserves else 0.0,
-        one_node=pipeline == 1,
-        accelerator=wanted if reserves and wanted not in ("auto", "gpu") else None,
+        one_node=not spec.resources.across_nodes,
+        accelerator=named if reserves else None,
+        replicas=spec.resources.replicas.min,
     )
+
+
+def _decided(spec: ModelSpec, platform: Platform, sizing: Sizing) -> Json:
+    """The engine's settings that the file leaves open and `sizing` decides."""
+    engine, resources = spec.engine, spec.resources
+    on_cpu = _on_cpu(spec, platform)
+    open_settings = {
+        "tensor_parallel_size": resources.tensor_parallel,
+        "pipeline_parallel_size": resources.pipeline_parallel,
+        "max_model_len": engine.max_model_len,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
+        # The CPU engine knows no such share, and its cache has a size of its own.
+        **({} if on_cpu else {"gpu_memory_utilization": engine.gpu_memory_utilization}),
+        **({} if on_cpu else {"kv_cache_memory_bytes": engine.kv_cache_memory_gib}),
+    }
+    return {
+        key: value
+        for key, written in open_settings.items()
+        if written == "auto" and (value := getattr(sizing, key)) is not None
+    }
 
 
 def _bundle(spec: ModelSpec, demand: Demand, platform: Platform) -> Json:
@@ -248,6 +324,13 @@ def _env_vars(spec: ModelSpec, platform: Platform, *, offline: bool) -> dict[str
         variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         variables["OMP_NUM_THREADS"] = str(platform.cpu_threads)
     return variables
+
+
+def _share_for_workers(spec: ModelSpec, demand: Demand, platform: Platform) -> dict[str, str]:
+    # vLLM's Ray executor asks for a whole GPU for each worker, which a bundle with less of one can never give.
+    if _on_cpu(spec, platform) or not 0 < demand.gpus < 1:
+        return {}
+    return {"VLLM_RAY_PER_WORKER_GPUS": f"{demand.gpus:g}"}
 
 
 def _in_place(spec: ModelSpec) -> Json:

@@ -210,7 +210,7 @@ class Engine(_Section):
     """vLLM's settings. What is absent or `auto` is chosen for you; `reconcile render` shows it."""
 
     max_model_len: Count = "auto"
-    """Context length in tokens, prompt and answer together."""
+    """Context length in tokens, prompt and answer together. auto: the model's own, or the longest that fits."""
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     """Type of weights and activations."""
     kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2", "bfloat16"] = "auto"
@@ -218,7 +218,8 @@ class Engine(_Section):
     quantization: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", max_length=40)] | None = None
     """Quantisation method, where vLLM cannot tell it from the weights."""
     gpu_memory_utilization: Share = "auto"
-    """Share of each GPU's memory this model may use, 0 to 1, and what Ray reserves. auto: a whole GPU."""
+    """Share of each GPU's memory this model may use, 0 to 1; Ray reserves that and room for CUDA's context.
+    auto: a whole GPU, or what `kv_cache_memory_gib` or an embedding model takes."""
     kv_cache_memory_gib: Gibibytes = "auto"
     """Size of the KV cache in GiB (2**30 bytes), per rank."""
     max_num_seqs: Count = "auto"
@@ -274,9 +275,11 @@ class Resources(_Section):
     accelerator: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)] = "auto"
     """`auto`, `cpu`, `gpu`, or a GPU type as Ray names it (`H100`, `A100-40G`, `L4`)."""
     tensor_parallel: ParallelSize = "auto"
-    """GPUs each layer is split over."""
+    """GPUs each layer is split over. auto: the fewest on which the model fits."""
     pipeline_parallel: ParallelSize = "auto"
     """Stages the layers are dealt out to."""
+    across_nodes: bool = False
+    """The ranks of one replica may be on several nodes. Their network has to be fast for that."""
     replicas: Replicas = Field(default_factory=Replicas)
     max_ongoing_requests: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     """Requests one replica takes at once; further ones wait or go to another replica."""

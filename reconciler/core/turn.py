@@ -8,29 +8,41 @@ from reconciler.core.desired import Desired
 from reconciler.core.main_memory import main_memory_of
 from reconciler.core.placement import Ledger
 from reconciler.core.plan import Change, Do, Held, Refusal, Step
-from reconciler.core.spec import parse_duration
+from reconciler.core.spec import Policy, parse_duration
 from reconciler.core.state import Application, Demand, Json, Observed, Record, Status
 
 DRAIN_SETTLE_SECONDS = 1.0
 """How long an application without traffic must have been quiet: a request may still be on its way to it."""
 DEFAULT_DRAIN_SECONDS = 600.0
+_MOST_IN_THE_WAY = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """Choices of the operator that bear on a plan.
+class Wishes:
+    """What an operator asks for with a plan, beyond what the files say.
 
     Attributes:
         allow_removals: Removals that a safety rule would refuse are carried out.
-        max_loads: How many applications may be coming up at a time.
         retry_failed: Versions that failed are tried at once, whatever their backoff.
+        force: What does not fit by the estimate is tried all the same.
+    """
+
+    allow_removals: bool = False
+    retry_failed: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Options(Wishes):
+    """Everything of the operator's that bears on a plan.
+
+    Attributes:
+        max_loads: How many applications may be coming up at a time.
         asked_at: Seconds since the epoch when `retry_failed` was asked for: only what failed before is tried at
             once, or else a version that fails again would be tried for ever.
     """
 
-    allow_removals: bool = False
     max_loads: int = 1
-    retry_failed: bool = False
     asked_at: float = math.inf
 
 
@@ -72,7 +84,12 @@ class Turn:
             for app in apps
             if coming_up(app) and app.config is not None
         )
-        self._ledger = Ledger(self.observed.nodes, self._placed.values())
+        self.homes = {
+            app.name: [replica.node_id for replica in app.replicas if replica.node_id]
+            for app in self.observed.applications.values()
+            if app.model is not None
+        }
+        self._ledger = Ledger(self.observed.nodes, self._placed, self.homes)
 
     # --- facts ------------------------------------------------------------------------------------------
 
@@ -90,11 +107,31 @@ class Turn:
 
     def fits_without(self, demand: Demand, names: Collection[str]) -> bool:
         """There would be room if `names` were gone."""
-        gone = self._placed.keys() & names
-        if not gone:
-            return self._ledger.fits(demand)
-        remaining = (placed for name, placed in self._placed.items() if name not in gone)
-        return demand.gpus <= 0 or Ledger(self.observed.nodes, remaining).fits(demand)
+        return self._ledger.fits(demand, names)
+
+    def in_the_way(self, demand: Demand, model: str) -> tuple[str, ...]:
+        """The models that would have to go for `demand` to find room, the least important first.
+
+        Empty where a few would not do. Never one that is pinned.
+        """
+        others = [
+            (target.spec.lifecycle.priority, other, [app.name for app in self.live[other]])
+            for other, target in self.desired.targets.items()
+            if other != model and other in self.live and target.spec.lifecycle.policy is not Policy.PINNED
+        ]
+        gone: list[tuple[str, list[str]]] = []
+        for _, other, names in sorted(others)[:_MOST_IN_THE_WAY]:
+            gone.append((other, names))
+            if self.fits_without(demand, [name for _, each in gone for name in each]):
+                break
+        else:
+            return ()
+        # Whoever went in vain stays.
+        for each in gone[:-1]:
+            rest = [other for other in gone if other is not each]
+            if self.fits_without(demand, [name for _, names in rest for name in names]):
+                gone = rest
+        return tuple(other for other, _ in gone)
 
     def memory_of(self, config: Json) -> int:
         """Bytes of main memory that an application takes, where its engine computes on the CPU."""
@@ -159,7 +196,7 @@ class Turn:
     def reserve(self, name: str, demand: Demand) -> None:
         """Set room aside, so that what is planned later in this turn leaves it alone."""
         self._placed[name] = demand
-        self._ledger.take(demand)
+        self._ledger.take(demand, name)
 
     def fail(self, app: Application, reason: str) -> None:
         """Let a version go that failed: note it, once, and remove it."""

@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     """The build of the engine; auto looks for a GPU on this machine."""
     simulate_gpus: bool = False
     """Reserve Ray's GPU resource though the engine computes on the CPU; for trying out placement."""
+    simulated_gpu_memory_gib: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    """With simulate_gpus: GiB that each GPU counts as having, so that plans weigh models as they would on such GPUs.
+    Without it only the number of GPUs counts."""
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of a CPU engine; the default is the number of cores."""
     hub_cache: Path | None = None
@@ -177,6 +180,12 @@ def _has_gpu() -> bool:
 
     try:
         pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return False
+    try:
         return bool(pynvml.nvmlDeviceGetCount() > 0)
     except pynvml.NVMLError:
         return False
+    finally:
+        # It counts its users, and a GPU that has one cannot be reset.
+        pynvml.nvmlShutdown()

@@ -16,6 +16,7 @@ from reconciler.core.state import Application, Json, Observed, Record
 from reconciler.core.weights import Copy, Phase
 from reconciler.edge.edge import Edge
 from reconciler.host.log import get_logger
+from reconciler.loop.after_start import AfterStart
 from reconciler.loop.memory import Memory
 from reconciler.loop.probe import ProbeError, probe
 from reconciler.ray_serve.client import ServeClient, ServeRefusedError
@@ -40,6 +41,7 @@ class Actor:
         first_put: Settings of a Serve instance that has to be started.
         probe_timeout: Seconds that a version may take to answer its first request.
         weights: Fetches what is missing.
+        after_start: Measures what came up.
         keep_versions: Of how many earlier versions of a model the weights stay.
         wake: Called when a probe ended, so that the loop takes its next turn at once.
     """
@@ -54,6 +56,7 @@ class Actor:
         first_put: Json,
         probe_timeout: float,
         weights: WeightStore,
+        after_start: AfterStart,
         keep_versions: int,
         wake: Callable[[], None],
     ) -> None:
@@ -64,6 +67,7 @@ class Actor:
         self._first_put = first_put
         self._probe_timeout = probe_timeout
         self._weights = weights
+        self._after_start = after_start
         self._keep_versions = keep_versions
         self._wake = wake
         self._probes: dict[str, asyncio.Task[None]] = {}
@@ -84,6 +88,7 @@ class Actor:
             self._keep_previous(step, observed)
         for step in by_kind.get(Do.RECORD, ()):
             self._record(step, desired)
+            self._after_start.measure(desired.targets[step.model], observed)
         self._fetch(by_kind.get(Do.FETCH, []), desired, observed)
         await self._route(by_kind.get(Do.ROUTE, []), by_kind.get(Do.UNROUTE, []), observed)
         for step in by_kind.get(Do.PROBE, ()):
@@ -92,7 +97,8 @@ class Actor:
             await self._put(plan, desired, observed)
 
     async def close(self) -> None:
-        """Give up probes that are under way."""
+        """Give up probes and measurements that are under way."""
+        await self._after_start.close()
         for task in self._probes.values():
             task.cancel()
         await asyncio.gather(*self._probes.values(), return_exceptions=True)

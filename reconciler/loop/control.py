@@ -1,7 +1,7 @@
 """How other commands speak to the reconciler that runs: over a socket that only its owner can open."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from reconciler.core.plan_json import plan_to_json
-from reconciler.core.turn import Options
+from reconciler.core.turn import Options, Wishes
 from reconciler.core.weights_json import states_to_json
 from reconciler.loop.loop import Loop
 from reconciler.weights.store import WeightStore
@@ -21,8 +21,7 @@ def control_app(loop: Loop, weights: WeightStore) -> Starlette:
     async def reconcile(request: Request) -> JSONResponse:
         wishes = await request.json()
         options = Options(
-            allow_removals=wishes.get("allow_removals") is True,
-            retry_failed=wishes.get("retry_failed") is True,
+            **{field.name: wishes.get(field.name) is True for field in fields(Wishes)},
             asked_at=time.time(),
             max_loads=loop.options.max_loads,
         )

@@ -10,6 +10,7 @@ import contextlib
 from dataclasses import dataclass
 
 from reconciler.core.desired import Desired, Snapshot, compile_desired, models_of_invalid_files, wanted_in
+from reconciler.core.fitting import Fitter
 from reconciler.core.parse import ParsedSet, parse_all
 from reconciler.core.plan import Plan
 from reconciler.core.planner import make_plan
@@ -26,6 +27,7 @@ from reconciler.loop.observe import Observer
 from reconciler.loop.report import Reporter
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
 from reconciler.sources.folder import FolderSource
+from reconciler.weights.facts import FactsStore
 from reconciler.weights.store import WeightStore
 
 log = get_logger()
@@ -54,9 +56,11 @@ class Loop:
         source: FolderSource,
         renderer: Renderer,
         observer: Observer,
+        *,
         memory: Memory,
         weights: WeightStore,
-        *,
+        facts: FactsStore,
+        fitter: Fitter,
         options: Options,
     ) -> None:
         self._source = source
@@ -64,6 +68,8 @@ class Loop:
         self._observer = observer
         self._memory = memory
         self._weights = weights
+        self._facts = facts
+        self._fitter = fitter
         self._parsed: tuple[Snapshot, ParsedSet] | None = None
         self._compiled: tuple[ParsedSet, Resolutions, Desired] | None = None
         self._woken = asyncio.Event()
@@ -89,8 +95,13 @@ class Loop:
         snapshot = await self._source.read()
         parsed = self._parse(snapshot)
         resolutions = await self._weights.revisions.resolve(wanted_in(parsed), patience=patience)
-        desired = self._compile(snapshot, parsed, resolutions)
-        observed = await self._observer.observe(desired, sizes=patience > 0)
+        read = self._compile(snapshot, parsed, resolutions)
+        cluster = await self._observer.cluster()
+        places = self._fitter.places(read, cluster)
+        facts = await self._facts.look(places, patience=patience)
+        # A hundred new models take seconds to weigh; the activator answers meanwhile.
+        desired = await asyncio.to_thread(self._fitter.fitted, read, cluster, facts)
+        observed = await self._observer.observe(desired, cluster, sizes=patience > 0)
         return Look(desired, observed, make_plan(desired, observed, self.options))
 
     async def turn(self, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:
@@ -154,6 +165,7 @@ class Loop:
             before, self.options = self.options, options
             if options.retry_failed:
                 self._weights.forgive()
+                self._facts.forgive()
             try:
                 async with self._settled:
                     # The turn that runs now may have read the files before we were asked.
@@ -200,4 +212,5 @@ class Loop:
         if others is not None and self._parsed is not None:
             self._weights.revisions.forget(wanted_in(self._parsed[1]), others)
             self._weights.forget({copy for target in look.desired.targets.values() for copy in target.copies})
+            self._facts.forget({place for target in look.desired.targets.values() for place in target.reads})
         self._memory.forget_failures({t.application for t in look.desired.targets.values()} | previous)

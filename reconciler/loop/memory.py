@@ -43,7 +43,7 @@ class Memory:
         self._first_seen: dict[str, float] = {}
         self._without_traffic: dict[str, float] = {}
         self._demands: dict[str, tuple[str, Demand]] = {}
-        self._foreign: deque[tuple[float, float]] = deque()
+        self._foreign: dict[str, deque[tuple[float, float]]] = {}
 
     # --- on disk ------------------------------------------------------------------------------------------
 
@@ -128,13 +128,19 @@ class Memory:
         now = self._monotonic()
         return {name: now - since for name, since in self._without_traffic.items()}
 
-    def settle_foreign(self, reserved: float) -> float:
-        """GPUs that others reserve: the least of the last seconds, because Ray's report lags behind our own."""
+    def settle(self, what: str, amount: float) -> float:
+        """What others have of something: the least of the last seconds, because reports lag behind our own deeds.
+
+        Args:
+            what: Of what; each has a memory of its own.
+            amount: What it looks like now.
+        """
         now = self._monotonic()
-        self._foreign.append((now, reserved))
-        while self._foreign[0][0] < now - _FOREIGN_WINDOW_SECONDS:
-            self._foreign.popleft()
-        return min(amount for _, amount in self._foreign)
+        seen = self._foreign.setdefault(what, deque())
+        seen.append((now, amount))
+        while seen[0][0] < now - _FOREIGN_WINDOW_SECONDS:
+            seen.popleft()
+        return min(amount for _, amount in seen)
 
     def _save_records(self) -> None:
         _write(self._records_file, self.records.values())

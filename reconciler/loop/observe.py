@@ -6,7 +6,6 @@ a missing application would read as one to be started.
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -15,14 +14,16 @@ from typing import Protocol
 
 from reconciler.core.application import adapter_names
 from reconciler.core.desired import Desired
+from reconciler.core.fitting import Cluster
 from reconciler.core.main_memory import source_of
-from reconciler.core.state import Application, Node, Observed
+from reconciler.core.state import Application, Observed
 from reconciler.core.turn import coming_up
 from reconciler.core.weights import Copy, CopyState, Role
 from reconciler.edge.edge import Edge, EdgeUnreachableError
+from reconciler.loop.gpus import GpuObserver
 from reconciler.loop.memory import Memory
 from reconciler.ray_serve.client import ServeClient
-from reconciler.ray_serve.observed import applications, nodes, serve_settings
+from reconciler.ray_serve.observed import applications, serve_settings
 from reconciler.weights.store import WeightStore
 
 _MARKS = {Role.MODEL: "config.json", Role.ADAPTER: "adapter_config.json", Role.TOKENIZER: ""}
@@ -48,7 +49,7 @@ class Observer:
         memory: What was remembered.
         weights: The weights on disk, and on their way.
         activator: The front door's second half, where it runs in this process.
-        with_gpus: Read the cluster's GPUs; False where no model can reserve any.
+        gpus: Looks at the cluster's GPUs; None where no model can reserve any.
         main_memory: Gives the bytes of main memory that are free where engines run; None where that is elsewhere.
         wall_clock: Seconds since the epoch.
     """
@@ -61,7 +62,7 @@ class Observer:
         weights: WeightStore,
         *,
         activator: InFlightCounter | None = None,
-        with_gpus: bool = False,
+        gpus: GpuObserver | None = None,
         main_memory: Callable[[], int | None] | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -70,16 +71,12 @@ class Observer:
         self._memory = memory
         self._weights = weights
         self._activator = activator
-        self._with_gpus = with_gpus
+        self._gpus = gpus
         self._main_memory = main_memory
         self._wall_clock = wall_clock
 
-    async def observe(self, desired: Desired, *, sizes: bool = False) -> Observed:
-        """Everything at one time.
-
-        Args:
-            desired: The model files: what they need is looked for.
-            sizes: Find out how large downloads would be, which takes a request to the hub for each.
+    async def cluster(self) -> Cluster:
+        """The applications, the GPUs and the routes: what sizes are decided from.
 
         Raises:
             ServeUnreachableError: Ray's dashboard or Serve's controller did not answer.
@@ -90,12 +87,24 @@ class Observer:
         adapters = {name for app in found.values() for name in adapter_names(app.config or {})}
         routes = {model: name for model, name in (await self._edge.routes()).items() if model not in adapters}
         apps = self._memory.see(found, routes)
+        nodes = await self._gpus.nodes(apps) if self._gpus is not None else ()
+        return Cluster(apps, nodes, routes, serve_settings(instance))
+
+    async def observe(self, desired: Desired, cluster: Cluster, *, sizes: bool = False) -> Observed:
+        """Everything else, for the versions that are wanted.
+
+        Args:
+            desired: The model files, with every size decided: what they need is looked for.
+            cluster: What was seen a moment ago.
+            sizes: Find out how large downloads would be, which takes a request to the hub for each.
+        """
+        apps = cluster.applications
         in_flight, idle = await self._usage()
         return Observed(
             applications=apps,
-            serve=serve_settings(instance),
-            nodes=await self._nodes(apps),
-            routes=routes,
+            serve=cluster.serve,
+            nodes=cluster.nodes,
+            routes=cluster.routes,
             in_flight=in_flight,
             idle_seconds=idle,
             ready=frozenset(self._memory.ready),
@@ -124,20 +133,16 @@ class Observer:
         """Bytes of weights, of what is to be started and of what is starting; what is up shows in what is free."""
         if self._main_memory is None:
             return {}
-        configs = [each.config for each in desired.targets.values() if each.application not in apps]
+        waiting = [each for each in desired.targets.values() if each.application not in apps]
+        known = {
+            source_of(each.config): each.fit.sized.found.weights.expected
+            for each in waiting
+            if each.fit is not None
+        }
+        configs = [each.config for each in waiting]
         configs += [app.config for app in apps.values() if app.config is not None and coming_up(app)]
-        folders = {source_of(config) for config in configs} - {""}
-        return await asyncio.to_thread(lambda: {folder: _weights_in(Path(folder)) for folder in folders})
-
-    async def _nodes(self, apps: Mapping[str, Application]) -> tuple[Node, ...]:
-        if not self._with_gpus:
-            return ()
-        ours = sum(app.demand.ranks * app.demand.gpus for app in apps.values() if app.model is not None)
-        found = nodes(await self._serve.nodes(), await self._serve.gpu_usage(), ours)
-        foreign = sum(node.gpus_foreign for node in found)
-        settled = self._memory.settle_foreign(foreign)
-        scale = settled / foreign if foreign else 0.0
-        return tuple(dataclasses.replace(node, gpus_foreign=node.gpus_foreign * scale) for node in found)
+        folders = {source_of(config) for config in configs} - {""} - known.keys()
+        return known | await asyncio.to_thread(lambda: {folder: _weights_in(Path(folder)) for folder in folders})
 
     async def _usage(self) -> tuple[dict[str, int] | None, dict[str, float]]:
         """Requests in flight and seconds since the last, by application, over both halves of the front door."""

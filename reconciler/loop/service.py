@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import functools
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,9 +15,10 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from reconciler.activator.app import Activator
 from reconciler.activator.server import serve, serve_unix
 from reconciler.core.desired import Desired
+from reconciler.core.fitting import Fitter
 from reconciler.core.keep import what_to_keep
 from reconciler.core.state import Application, Observed
-from reconciler.core.turn import Options
+from reconciler.core.turn import Options, Wishes
 from reconciler.core.weights import Copy, CopyState, Keep
 from reconciler.core.weights_json import states_from_json
 from reconciler.edge.edge import Edge, EdgeStartError
@@ -26,18 +28,22 @@ from reconciler.host.main_memory import available_bytes
 from reconciler.host.settings import Settings
 from reconciler.host.templates import read_template
 from reconciler.loop.act import Actor
+from reconciler.loop.after_start import AfterStart
 from reconciler.loop.control import control_app
 from reconciler.loop.front_door import FrontDoor
+from reconciler.loop.gpus import gpu_observer
 from reconciler.loop.loop import Look, Loop
+from reconciler.loop.measuring import Measuring
 from reconciler.loop.memory import Memory
 from reconciler.loop.observe import Observer
-from reconciler.loop.rendering import make_renderer
+from reconciler.loop.rendering import make_renderer, platform_of
 from reconciler.loop.report import Reporter
-from reconciler.loop.weights import make_weights
+from reconciler.loop.weights import make_facts, make_weights
 from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
 from reconciler.ray_serve.observed import applications
 from reconciler.sources.folder import FolderSource
 from reconciler.sources.watch import watch_folder
+from reconciler.weights.facts import FactsStore
 from reconciler.weights.revisions import Problem
 from reconciler.weights.store import WeightStore
 
@@ -79,18 +85,32 @@ async def assembled(
         edge = make_edge(settings, port)
         activator = Activator(serve_url)
         weights = make_weights(settings, read_only=read_only, ask_hub=ask_hub)
+        facts = make_facts(settings, read_only=read_only, ask_hub=ask_hub)
         observer = Observer(
             client,
             edge,
             memory,
             weights,
             activator=activator if with_activator else None,
-            with_gpus=settings.device == "cuda" or settings.simulate_gpus,
+            gpus=gpu_observer(settings, client, memory),
             main_memory=available_bytes if _is_here(settings.ray_dashboard) else None,
         )
         source = FolderSource(settings.models_dir)
-        loop = Loop(source, make_renderer(settings), observer, memory, weights, options=options)
-        weights.wake = weights.revisions.wake = loop.wake
+        renderer = make_renderer(settings)
+        measuring = Measuring(settings.state_dir, read_only=read_only)
+        fitter = Fitter(renderer, platform_of(settings), measuring)
+        loop = Loop(
+            source,
+            renderer,
+            observer,
+            memory=memory,
+            weights=weights,
+            facts=facts,
+            fitter=fitter,
+            options=options,
+        )
+        weights.revisions.wake = facts.wake = loop.wake
+        weights.wake = functools.partial(_after_a_download, facts, loop)
         actor = Actor(
             client,
             edge,
@@ -102,6 +122,7 @@ async def assembled(
             },
             probe_timeout=settings.probe_timeout,
             weights=weights,
+            after_start=AfterStart(client, measuring, fitter, facts),
             keep_versions=settings.keep_versions,
             wake=loop.wake,
         )
@@ -110,7 +131,14 @@ async def assembled(
             yield Parts(loop, actor, front_door, Reporter(), edge, activator, weights)
         finally:
             await actor.close()
+            await facts.close()
             await weights.close()
+
+
+def _after_a_download(facts: FactsStore, loop: Loop) -> None:
+    # What the hub would not say is on disk now.
+    facts.forgive()
+    loop.wake()
 
 
 def _is_here(url: str) -> bool:
@@ -248,7 +276,7 @@ async def _with_patience(settings: Settings, options: Options) -> AsyncIterator[
         yield parts
 
 
-async def ask_running(state_dir: Path, *, allow_removals: bool, retry_failed: bool) -> dict[str, object]:
+async def ask_running(state_dir: Path, wishes: Wishes) -> dict[str, object]:
     """Have the reconciler that runs here take its turns now; gives its plan's outcome once it is settled.
 
     Raises:
@@ -258,9 +286,7 @@ async def ask_running(state_dir: Path, *, allow_removals: bool, retry_failed: bo
     timeout = aiohttp.ClientTimeout(total=None)
     async with (
         aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-        session.post(
-            "http://reconciler/reconcile", json={"allow_removals": allow_removals, "retry_failed": retry_failed}
-        ) as answer,
+        session.post("http://reconciler/reconcile", json=asdict(wishes)) as answer,
     ):
         answer.raise_for_status()
         outcome: dict[str, object] = await answer.json()

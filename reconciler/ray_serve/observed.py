@@ -39,7 +39,8 @@ def nodes(rows: Iterable[Json], usage: Mapping[str, tuple[float, float]], ours: 
         kinds = [key.split(":", 1)[1] for key in resources if key.startswith("accelerator_type:")]
         foreign = max(0.0, reserved - ours)
         ours = max(0.0, ours - reserved)
-        found.append(Node(row["node_id"], total, foreign, kinds[0] if kinds else None))
+        host = str(row.get("node_name") or row.get("node_ip") or "")
+        found.append(Node(row["node_id"], total, foreign, kinds[0] if kinds else None, host=host))
     return tuple(found)
 
 

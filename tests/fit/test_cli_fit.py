@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from reconciler.cli.fit import FitOptions, fit
+from reconciler.cli.fit import fit
+from reconciler.cli.fit_options import FitOptions
+from reconciler.core.fit.dtypes import BITS
 from reconciler.host.settings import Settings
 
 from . import configs
@@ -24,6 +26,11 @@ FIELDS = (
 
 def settings(path: Path) -> Settings:
     return Settings(models_dir=path / "models.d", state_dir=path / "state", hub_cache=path / "hub")
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
 
 
 @pytest.fixture
@@ -129,10 +136,16 @@ def test_a_question_that_makes_no_sense_is_one_line_and_exit_1(
 
 
 def safetensors(path: Path) -> None:
+    """A file with a true header, and a hole for its data."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    header |= {t.name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [0, 0]} for t in tensors()}
+    end = 0
+    for tensor in tensors():
+        start, end = end, end + tensor.count * BITS[tensor.dtype] // 8
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
     content = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(content)) + content)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(content)) + content)
+        file.truncate(8 + len(content) + end)
 
 
 def model_file(path: Path, source: str) -> None:
@@ -195,7 +208,7 @@ def test_weights_that_are_not_here(capsys: pytest.CaptureFixture[str], tmp_path:
     with pytest.raises(SystemExit):
         fit(settings(tmp_path), name, options=FitOptions(gpu="l4"), output="json")
     error = capsys.readouterr().err
-    assert ("reconcile pull" if name == "small" else "no valid model file declares 'other'") in error
+    assert ("does not answer" if name == "small" else "no valid model file declares 'other'") in error
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -423,6 +423,9 @@ def test_shares_that_lie_scattered_cost_a_load_timeout_and_no_model(make_world: 
     world.settle()
     rest = set(world.routes)
     world.edit(e=model_file(share=1.0))
+    # While they go it is still known that the two lay on different GPUs.
+    assert show(world.settle()) == ["! e no room"]
+    world.tick(10)
     plan = world.settle(turns=3000)
     assert show(plan) == ["! e failed"]
     assert "not up within 1800 s" in plan.held[0].reason

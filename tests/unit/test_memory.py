@@ -139,8 +139,8 @@ def test_what_is_being_deleted_is_still_ours_and_still_takes_its_room(tmp_path: 
 def test_what_others_reserve_is_the_least_of_the_last_seconds(tmp_path: Path) -> None:
     clock = Clock()
     memory = Memory(tmp_path, monotonic=clock)
-    assert memory.settle_foreign(0.0) == 0.0
+    assert memory.settle("gpus", 0.0) == 0.0
     clock.now += 5
-    assert memory.settle_foreign(0.8) == 0.0
+    assert memory.settle("gpus", 0.8) == 0.0
     clock.now += 8
-    assert memory.settle_foreign(0.8) == 0.8
+    assert memory.settle("gpus", 0.8) == 0.8

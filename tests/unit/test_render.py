@@ -152,7 +152,7 @@ def test_two_models_that_look_alike_in_names_are_two_applications() -> None:
 def test_what_is_reserved_is_read_back_from_what_was_deployed() -> None:
     target = compiled(
         engine={"gpu_memory_utilization": 0.25},
-        resources={"tensor_parallel": 2, "pipeline_parallel": 2, "accelerator": "L4"},
+        resources={"tensor_parallel": 2, "pipeline_parallel": 2, "across_nodes": True, "accelerator": "L4"},
     )
     assert target.demand == Demand(4, 0.25, one_node=False, accelerator="L4")
     assert demand_of(target.config) == target.demand

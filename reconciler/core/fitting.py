@@ -1,0 +1,243 @@
+"""Between reading the files and planning: every version gets the sizes that suit the GPUs there are. Pure.
+
+    files -> Desired, sizes open -> `Fitter.fitted` -> Desired, sizes decided -> plan
+
+A version that runs keeps its sizes as long as its file leaves the same things open: what was decided once is not
+decided anew because a GPU was added, a neighbour left, or a better number was measured.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from reconciler.core.application import basis_of, sizing_of
+from reconciler.core.desired import Desired
+from reconciler.core.fit.architecture import ArchitectureError
+from reconciler.core.fit.classes import GpuClass, classes_of
+from reconciler.core.fit.declared import declared
+from reconciler.core.fit.engine import Engine
+from reconciler.core.fit.extras import Known
+from reconciler.core.fit.facts import Facts, FactsState, Place, facts_to_json
+from reconciler.core.fit.gpus import GIB
+from reconciler.core.fit.measured import Key
+from reconciler.core.fit.measured import key_of as measured_key
+from reconciler.core.fit.sizing import Outcome, Sized, Sizing, on_cpu, on_gpus
+from reconciler.core.packing import Wish, arrange
+from reconciler.core.render import Fit, Platform, Renderer, Target
+from reconciler.core.spec import Policy
+from reconciler.core.state import Application, Demand, Json, Node, Status
+from reconciler.core.weights import Copy
+
+_WAITS = "reads what the model is made of: its config.json and the headers of its tensors"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What was observed of the cluster and its traffic, as far as sizes depend on it; and Serve's own settings."""
+
+    applications: Mapping[str, Application]
+    nodes: tuple[Node, ...]
+    routes: Mapping[str, str]
+    serve: Json | None = None
+
+    def runs(self, model: str) -> list[Application]:
+        """The versions of a model that are there and not being deleted, the one with the traffic first."""
+        found = [
+            app for app in self.applications.values() if app.model == model and app.status is not Status.DELETING
+        ]
+        return sorted(found, key=lambda app: (app.name != self.routes.get(model), app.name))
+
+
+class Measurements(Protocol):
+    """What was measured when models ran before."""
+
+    @property
+    def version(self) -> Hashable:
+        """Another one whenever something was measured."""
+
+    def known(self, key: Key) -> Known | None:
+        """What an estimate may take from it; None where it must do without."""
+
+
+class Fitter:
+    """Decides sizes, and remembers what it decided from the same things.
+
+    Args:
+        renderer: Renders a version with its sizes.
+        platform: What the renderer was made for.
+        measurements: What was measured.
+    """
+
+    def __init__(self, renderer: Renderer, platform: Platform, measurements: Measurements) -> None:
+        self._renderer, self._platform, self._measurements = renderer, platform, measurements
+        self._renders: _Memo[Target] = _Memo()
+        self._outcomes: _Memo[Outcome] = _Memo()
+        self._digests: _Memo[str] = _Memo()
+
+    def places(self, desired: Desired, cluster: Cluster) -> frozenset[Place]:
+        """Whose facts have to be known: those of every version that does not run."""
+        return frozenset(
+            place
+            for target in desired.targets.values()
+            if self._running(target, cluster) is None
+            for place in target.reads
+        )
+
+    def fitted(self, desired: Desired, cluster: Cluster, facts: Mapping[Place, FactsState]) -> Desired:
+        """The same wishes with every size decided.
+
+        Args:
+            desired: The model files.
+            cluster: What there is.
+            facts: Of every place in `places`; what is not in it is not known.
+        """
+        targets: dict[str, Target] = {}
+        choices: dict[str, tuple[Target, ...]] = {}
+        for model, target in desired.targets.items():
+            running = self._running(target, cluster)
+            found = (running,) if running is not None else self._sized(target, cluster, facts)
+            targets[model] = found[0]
+            if running is None and not _is_held(found[0]):
+                choices[model] = found
+        order = self._choose(targets, choices, cluster)
+        for memo in (self._renders, self._outcomes, self._digests):
+            memo.sweep()
+        return replace(desired, targets=targets, order=order)
+
+    def _running(self, target: Target, cluster: Cluster) -> Target | None:
+        """The wanted version as it runs, with the sizes that it was given."""
+        for app in cluster.runs(target.model):
+            if app.config is not None and basis_of(app.config) == target.basis:
+                same = self._render(target, sizing_of(app.config))
+                if same.application == app.name:
+                    return same
+        return None
+
+    def _sized(self, target: Target, cluster: Cluster, facts: Mapping[Place, FactsState]) -> tuple[Target, ...]:
+        """The version with each of the sizes that it may run with, the best first."""
+        if target.unsupported or target.reads.model is None:
+            return (target,)
+        states = {place: facts.get(place, FactsState()) for place in target.reads}
+        problem = next((state.problem for state in states.values() if state.problem), "")
+        if problem:
+            return (replace(target, unknown=problem),)
+        model = states[target.reads.model].facts
+        draft = states[target.reads.draft].facts if target.reads.draft is not None else None
+        if model is None or any(state.facts is None for state in states.values()):
+            return (replace(target, waits=_WAITS),)
+        try:
+            outcome = self._outcome(target, cluster, model, draft)
+        except (ArchitectureError, ValueError, OverflowError) as error:
+            return (replace(target, unknown=str(error)),)
+        from_tensors = model.tensors is not None
+        sizes = (self._with(target, sized, outcome, from_tensors=from_tensors) for sized in outcome.choices)
+        return tuple(sizes) or (target,)
+
+    def _with(self, target: Target, sized: Sized, outcome: Outcome, *, from_tensors: bool) -> Target:
+        basis = "measured" if sized.measured else "tensors" if from_tensors else "config"
+        fit = Fit(sized, outcome.misfit, outcome.advice, basis)
+        notes = target.notes
+        if sized.found.fits and not sized.found.fits_safely:
+            notes = (*notes, sized.found.reason)
+        return replace(self._render(target, sized.sizing), fit=fit, notes=notes)
+
+    def _outcome(self, target: Target, cluster: Cluster, facts: Facts, draft: Facts | None) -> Outcome:
+        classes = classes_of(cluster.nodes, target.spec.resources.accelerator) if target.demand.gpus else ()
+        if target.demand.gpus and not classes:
+            return Outcome(())
+
+        def measured(engine: Engine, kind: GpuClass | None) -> Known | None:
+            key = self.key_of(target, target.config, kind, facts, engine)
+            return self._measurements.known(key) if key is not None else None
+
+        def decide() -> Outcome:
+            model = declared(target.spec, facts, draft, on_cpu=not classes)
+            if not classes:
+                return on_cpu(model, target.spec, int(self._platform.cpu_kv_cache_gib * GIB), measured)
+            return on_gpus(model, target.spec, classes, measured)
+
+        return self._outcomes.get((target, facts, draft), (classes, self._measurements.version), decide)
+
+    def key_of(
+        self, target: Target, config: Json, kind: GpuClass | None, facts: Facts, engine: Engine | None = None
+    ) -> Key | None:
+        """What a measurement of a version holds for; None where its configuration makes no sense.
+
+        Args:
+            target: The version.
+            config: Its application.
+            kind: The GPUs that it runs on; None on the CPU.
+            facts: Of the model.
+            engine: While sizes are being decided: those to look up, instead of those in `config`.
+        """
+        place = target.reads.model
+        return measured_key(
+            config,
+            model=f"{place.repo}@{place.commit}" if isinstance(place, Copy) else self._digest_of(facts),
+            vllm=self._platform.vllm,
+            gpu="" if kind is None else kind.gpu.name,
+            gpu_total=0 if kind is None else kind.gpu.total,
+            engine=engine,
+        )
+
+    def _digest_of(self, facts: Facts) -> str:
+        """A folder has no commit; what its memory depends on stands for it."""
+
+        def digest() -> str:
+            return hashlib.sha256(json.dumps(facts_to_json(facts), sort_keys=True).encode()).hexdigest()[:16]
+
+        return self._digests.get((facts,), (), digest)
+
+    def _choose(
+        self, targets: dict[str, Target], choices: Mapping[str, tuple[Target, ...]], cluster: Cluster
+    ) -> dict[str, int]:
+        """Put the best choice of each model into `targets`; gives the order in which models had better start."""
+        wishes = []
+        for model, found in choices.items():
+            if not cluster.runs(model) and found[0].demand.gpus:
+                lifecycle = found[0].spec.lifecycle
+                tier = (lifecycle.policy is not Policy.PINNED, -lifecycle.priority)
+                wishes.append(Wish(model, tuple(target.demand for target in found), tier))
+        if not wishes:
+            return {}
+        placed: dict[str, Demand] = {
+            name: app.demand for name, app in cluster.applications.items() if app.model is not None
+        }
+        arrangement = arrange(cluster.nodes, placed, wishes)
+        for start in arrangement.starts:
+            targets[start.name] = next(each for each in choices[start.name] if each.demand == start.demand)
+        return {start.name: place for place, start in enumerate(arrangement.starts)}
+
+    def _render(self, target: Target, sizing: Sizing) -> Target:
+        if sizing == target.sizing:
+            return target
+        return self._renders.get((target,), (sizing,), lambda: self._renderer.sized(target, sizing))
+
+
+def _is_held(target: Target) -> bool:
+    misfit = target.fit is not None and target.fit.misfit
+    return bool(target.unsupported or target.waits or misfit or target.spec.lifecycle.policy is Policy.MANUAL)
+
+
+class _Memo(Generic[T]):
+    """Results by the identity of what they were made from, and further keys; what a round did not use goes."""
+
+    def __init__(self) -> None:
+        self._found: dict[Hashable, tuple[tuple[Any, ...], T]] = {}
+        self._used: set[Hashable] = set()
+
+    def get(self, owners: tuple[Any, ...], keys: tuple[Hashable, ...], make: Callable[[], T]) -> T:
+        key = (*map(id, owners), *keys)
+        self._used.add(key)
+        if key not in self._found:
+            # The owners are held, so that their identities are not given to others.
+            self._found[key] = (owners, make())
+        return self._found[key][1]
+
+    def sweep(self) -> None:
+        self._found = {key: found for key, found in self._found.items() if key in self._used}
+        self._used.clear()

@@ -1,0 +1,301 @@
+"""Between the files and the plan: sizes are decided once, kept while a version runs; what fits nowhere is held."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reconciler.core.application import basis_of, demand_of, sizing_of
+from reconciler.core.desired import Desired, Snapshot, compile_desired
+from reconciler.core.fit.extras import Known
+from reconciler.core.fit.facts import Facts, FactsState, Place
+from reconciler.core.fit.gpus import GIB
+from reconciler.core.fit.measured import Key
+from reconciler.core.fitting import Cluster, Fitter
+from reconciler.core.plan import Do, HeldKind, Plan
+from reconciler.core.planner import make_plan
+from reconciler.core.render import Platform, Renderer, Target
+from reconciler.core.state import Application, Device, Json, Node, Observed, Replica, Status
+from reconciler.core.turn import Options
+
+TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")
+PLATFORM = Platform(device="cuda", vllm="0.29.0")
+RENDERER = Renderer(TEMPLATE, PLATFORM)
+CONFIG: Json = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "intermediate_size": 14336,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "max_position_embeddings": 131072,
+}  # fmt: skip
+LARGE: Json = {**CONFIG, "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64}
+FACTS: dict[Place, FactsState] = {
+    "/w/small": FactsState(Facts(CONFIG, None)),
+    "/w/large": FactsState(Facts(LARGE, None)),
+}
+
+
+class Measurements:
+    """What was measured: nothing, or these weights for everything."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.weights: int | None = None
+        self.asked: list[Key] = []
+
+    def known(self, key: Key) -> Known | None:
+        self.asked.append(key)
+        return None if self.weights is None else Known(weights=self.weights)
+
+
+def box(
+    gib: float, count: int = 1, *, name: str = "n", accelerator: str | None = None, foreign: float = 0
+) -> Node:
+    devices = tuple(
+        Device(index, f"{name}-{index}", f"NVIDIA G{gib:g}", int(gib * GIB), int(foreign * GIB))
+        for index in range(count)
+    )
+    return Node(name, count, accelerator=accelerator, devices=devices, host=name)
+
+
+def read(**files: str) -> Desired:
+    contents = {f"m/{name}.yaml": text.encode() for name, text in files.items()}
+    return compile_desired(Snapshot("r", contents, "/m"), RENDERER)
+
+
+def running(target: Target, *, status: Status = Status.RUNNING) -> Application:
+    return Application(
+        target.application,
+        status,
+        target.config,
+        target.model,
+        replicas=(Replica("r", "RUNNING", node_id="n"),),
+        demand=demand_of(target.config),
+    )
+
+
+@dataclasses.dataclass
+class World:
+    """A fitter, and what it is shown."""
+
+    nodes: tuple[Node, ...] = (box(80, 2),)
+    apps: dict[str, Application] = dataclasses.field(default_factory=dict)
+    facts: dict[Place, FactsState] = dataclasses.field(default_factory=lambda: dict(FACTS))
+    measurements: Measurements = dataclasses.field(default_factory=Measurements)
+
+    def __post_init__(self) -> None:
+        self.fitter = Fitter(RENDERER, PLATFORM, self.measurements)
+
+    @property
+    def cluster(self) -> Cluster:
+        routes = {app.model: name for name, app in self.apps.items() if app.model}
+        return Cluster(self.apps, self.nodes, routes)
+
+    def fit(self, desired: Desired) -> Desired:
+        return self.fitter.fitted(desired, self.cluster, self.facts)
+
+    def plan(self, desired: Desired, **options: Any) -> Plan:
+        observed = Observed(applications=self.apps, nodes=self.nodes, routes=self.cluster.routes, now=1.0)
+        return make_plan(self.fit(desired), observed, Options(max_loads=9, **options))
+
+    def start(self, desired: Desired, model: str) -> Target:
+        target = self.fit(desired).targets[model]
+        self.apps[target.application] = running(target)
+        return target
+
+
+SMALL, LARGE_FILE = "source: {path: /w/small}\n", "source: {path: /w/large}\n"
+
+
+def kwargs(target: Target) -> Json:
+    found: Json = target.config["args"]["llm_configs"][0]["engine_kwargs"]
+    return found
+
+
+def test_every_size_is_set_in_what_is_rendered() -> None:
+    target = World().fit(read(a=SMALL)).targets["a"]
+    assert (
+        kwargs(target).items()
+        >= {
+            "tensor_parallel_size": 1,
+            "pipeline_parallel_size": 1,
+            "gpu_memory_utilization": 0.92,
+            "max_model_len": 131072,
+        }.items()
+    )
+    assert {"max_num_seqs", "max_num_batched_tokens"} <= kwargs(target).keys()
+    assert sizing_of(target.config) == target.sizing
+    assert demand_of(target.config) == target.demand
+    assert target.application.endswith(target.config["name"][-8:])
+
+
+def test_a_version_that_runs_keeps_its_sizes_whatever_changes_around_it() -> None:
+    world, desired = World(), read(a=SMALL)
+    before = world.start(desired, "a")
+    world.nodes = (box(24, 1), box(80, 2, name="other"))
+    world.measurements.weights, world.measurements.version = 30 * GIB, 1
+    after = world.fit(desired).targets["a"]
+    assert (after.application, after.config) == (before.application, before.config)
+    assert world.plan(desired).steps == (dataclasses.replace(world.plan(desired).steps[0]),)
+    assert world.plan(desired).steps[0].do is Do.RECORD
+
+
+def test_its_facts_are_not_even_asked_for() -> None:
+    world, desired = World(), read(a=SMALL)
+    assert world.fitter.places(desired, world.cluster) == {"/w/small"}
+    world.start(desired, "a")
+    assert world.fitter.places(desired, world.cluster) == frozenset()
+
+
+def test_a_file_that_leaves_open_what_it_said_is_decided_anew() -> None:
+    world = World()
+    narrow = world.start(read(a=SMALL + "engine: {max_model_len: 4096}\n"), "a")
+    opened = world.fit(read(a=SMALL)).targets["a"]
+    assert basis_of(narrow.config) != opened.basis
+    assert kwargs(opened)["max_model_len"] == 131072
+
+
+def test_saying_what_was_decided_anyway_costs_no_engine() -> None:
+    world = World()
+    decided = world.start(read(a=SMALL), "a")
+    said = world.fit(read(a=SMALL + "engine: {max_model_len: 131072}\nresources: {tensor_parallel: 1}\n")).targets[
+        "a"
+    ]
+    assert said.application == decided.application
+
+
+def test_what_cannot_fit_is_held_with_advice_and_forced_on_request() -> None:
+    world = World(nodes=(box(24),))
+    plan = world.plan(read(a=LARGE_FILE, b=SMALL + "engine: {max_model_len: 131072}\n"))
+    held = {each.model: each for each in plan.held}
+    assert held["a"].kind is held["b"].kind is HeldKind.DOES_NOT_FIT
+    assert "GiB" in held["a"].reason
+    assert any("max_model_len" in advice for advice in held["b"].advice)
+    assert not plan.steps
+    forced = world.plan(read(a=LARGE_FILE), force=True)
+    assert [step.do for step in forced.steps] == [Do.START]
+
+
+def test_while_the_facts_are_read_the_model_waits() -> None:
+    world = World(facts={})
+    plan = world.plan(read(a=SMALL))
+    assert [step.do for step in plan.steps] == [Do.AWAIT]
+    assert "config.json" in plan.steps[0].why
+    assert not plan.held
+
+
+def test_without_facts_the_model_is_tried_and_the_plan_says_that_nobody_checked() -> None:
+    world = World(facts={"/w/small": FactsState(problem="config.json is no JSON")})
+    plan = world.plan(read(a=SMALL))
+    assert [step.do for step in plan.steps] == [Do.START]
+    assert [note.model for note in plan.notes] == ["a"]
+    assert "not checked: config.json is no JSON" in plan.notes[0].text
+
+
+def test_a_model_that_is_not_understood_is_tried_too() -> None:
+    world = World(facts={"/w/small": FactsState(Facts({"model_type": "novel"}, None))})
+    plan = world.plan(read(a=SMALL))
+    assert [step.do for step in plan.steps] == [Do.START]
+    assert "not checked" in plan.notes[0].text
+
+
+def test_where_it_fits_only_by_the_expected_values_the_plan_warns() -> None:
+    for gib in range(320, 480):
+        world = World(nodes=(box(gib / 20),))
+        plan = world.plan(read(a=SMALL + "engine: {max_model_len: 8192}\n"))
+        if plan.notes:
+            break
+    assert "fits only by the expected values" in plan.notes[0].text
+    assert [step.do for step in plan.steps] == [Do.START]
+    assert plan.changes[0].memory is not None
+    assert not plan.changes[0].memory.fits_safely
+
+
+def test_the_plan_says_what_each_model_takes_and_what_each_gpu_holds() -> None:
+    world = World(nodes=(box(80, 2, foreign=1),))
+    desired = read(a=SMALL + "engine: {kv_cache_memory_gib: 4, max_model_len: 8192}\n")
+    plan = world.plan(desired)
+    memory = plan.changes[0].memory
+    assert memory is not None
+    assert memory.weights > 14 * GIB
+    assert memory.needed > memory.weights + memory.kv_cache
+    assert memory.basis == "config"
+    (first, second) = plan.gpus
+    assert (first.before, second.before, second.after) == (0.0, 0.0, 0.0)
+    assert first.after == pytest.approx(memory.gpus)
+    assert first.foreign == pytest.approx(1 / 80, abs=1e-3)
+    assert first.applications == (plan.changes[0].new,)
+
+
+def test_no_room_names_who_would_have_to_go() -> None:
+    world = World(nodes=(box(80),))
+    desired = read(a=SMALL, b=SMALL + "lifecycle: {priority: 90}\n")
+    world.start(read(a=SMALL), "a")
+    plan = world.plan(desired)
+    (held,) = plan.held
+    assert held.kind is HeldKind.NO_ROOM
+    assert held.reason.endswith("there would be room without a")
+    pinned = read(a=SMALL + "lifecycle: {policy: pinned}\n", b=SMALL)
+    assert "without a" not in world.plan(pinned).held[0].reason
+
+
+def test_of_two_kinds_of_gpu_the_one_with_room_is_taken() -> None:
+    world = World(nodes=(box(24, 1, name="l", accelerator="L4"), box(80, 1, name="h", accelerator="H100")))
+    fitted = world.fit(read(a=SMALL, b=SMALL))
+    assert {target.demand.accelerator for target in fitted.targets.values()} == {"L4", "H100"}
+    plan = world.plan(read(a=SMALL, b=SMALL))
+    assert [step.do for step in plan.steps] == [Do.START, Do.START]
+
+
+def test_a_failed_gpu_is_left_out_and_said() -> None:
+    node = box(80, 2)
+    ill = dataclasses.replace(node.devices[0], failed="it is lost")
+    world = World(nodes=(dataclasses.replace(node, devices=(ill, node.devices[1])),))
+    plan = world.plan(read(a=SMALL, b=SMALL))
+    assert len([step for step in plan.steps if step.do is Do.START]) == 1
+    assert [held.kind for held in plan.held] == [HeldKind.NO_ROOM]
+    assert plan.gpus[0].failed == "it is lost"
+
+
+def test_measured_numbers_are_looked_up_for_what_would_run_and_used() -> None:
+    world = World()
+    first = world.fit(read(a=SMALL)).targets["a"]
+    world.measurements.weights, world.measurements.version = 20 * GIB, 1
+    desired = read(a=SMALL)
+    measured = world.fit(desired).targets["a"]
+    assert measured.fit is not None
+    assert measured.fit.basis == "measured"
+    assert measured.fit.sized.found.weights.expected == 20 * GIB
+    keys = world.measurements.asked
+    assert {key.vllm for key in keys} == {"0.29.0"}
+    # The key of what was sized is the key of what is then rendered.
+    kind = measured.fit.sized.where
+    facts = FACTS["/w/small"].facts
+    assert facts is not None
+    assert world.fitter.key_of(first, first.config, kind, facts) in keys
+
+
+def test_a_new_measurement_is_used_for_a_file_that_did_not_change() -> None:
+    world, desired = World(), read(a=SMALL)
+    assert (fit := world.fit(desired).targets["a"].fit) is not None
+    assert fit.basis == "config"
+    world.measurements.weights, world.measurements.version = 20 * GIB, 1
+    assert (fit := world.fit(desired).targets["a"].fit) is not None
+    assert fit.basis == "measured"
+
+
+def test_the_same_things_are_weighed_once() -> None:
+    world, desired = World(), read(a=SMALL)
+    world.fit(desired)
+    asked = len(world.measurements.asked)
+    world.fit(desired)
+    assert len(world.measurements.asked) == asked
+
+
+def test_shares_reach_vllms_workers() -> None:
+    world = World()
+    target = world.fit(read(a=SMALL + "engine: {gpu_memory_utilization: 0.4}\n")).targets["a"]
+    env = target.config["args"]["llm_configs"][0]["runtime_env"]["env_vars"]
+    assert env["VLLM_RAY_PER_WORKER_GPUS"] == json.dumps(target.demand.gpus)
+    whole = world.fit(read(a=SMALL)).targets["a"]
+    assert "VLLM_RAY_PER_WORKER_GPUS" not in whole.config["args"]["llm_configs"][0]["runtime_env"]["env_vars"]
