@@ -354,7 +354,11 @@ class Ledger:
                 bundles -= count
             if bundles or any(_hopeless(node, pieces, part) for node, part, pieces in parts):
                 return None
-            failing = [(node, part.ranks * share) for node, part, pieces in parts if not pieces]
+            failing = [
+                (node, part.ranks * share)
+                for node, part, pieces in parts
+                if len(pieces) < _pieces_of(part, share)[1]
+            ]
             if not failing:
                 return [piece for _, _, pieces in parts for piece in pieces]
             for node, units in failing:

@@ -93,7 +93,7 @@ class Measuring:
             model=app.model,
             application=app.name,
             weights=found.weights,
-            kv_tokens=found.kv_tokens,
+            kv_capacity=found.kv_tokens,
             load_seconds=found.load_seconds,
         )
         return self._entries[key]

@@ -124,11 +124,11 @@ class Stack:
 
     # --- a person's commands ------------------------------------------------------------------------------
 
-    def reconcile(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `reconcile`; the caller looks at the exit code."""
+    def reconcile(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run `reconcile`, with `RECONCILE_*` variables of its own; the caller looks at the exit code."""
         return subprocess.run(
             [REPOSITORY / ".venv" / "bin" / "reconcile", *arguments],
-            env=self.settings(),
+            env=self.settings() | {f"RECONCILE_{name}": value for name, value in settings.items()},
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -136,12 +136,13 @@ class Stack:
             timeout=LOAD_SECONDS * 2,
         )
 
-    def plan(self, edits: dict[str, str | None] | None = None) -> tuple[dict[str, Any], int]:
+    def plan(self, edits: dict[str, str | None] | None = None, **settings: str) -> tuple[dict[str, Any], int]:
         """What a dry run says, and its exit code.
 
         Args:
             edits: Files to change (None: to delete) in a copy of the model files: the plan before the edit,
                 which the reconciler that watches would carry out at once.
+            settings: `RECONCILE_*` variables of the dry run.
         """
         arguments = ["--dry-run", "--detailed-exitcode", "--output", "json"]
         if edits is not None:
@@ -154,7 +155,7 @@ class Stack:
                 else:
                     (copy / f"{name}.yaml").write_text(text)
             arguments += ["--models-dir", str(copy)]
-        result = self.reconcile(*arguments)
+        result = self.reconcile(*arguments, **settings)
         assert result.stdout, result.stderr
         plan: dict[str, Any] = json.loads(result.stdout)["plan"]
         return plan, result.returncode
@@ -208,7 +209,7 @@ class Stack:
         assert set(states.values()) == {("loaded", "in sync")}, states
 
     def wait_for(
-        self, condition: Callable[[], bool], what: str, seconds: float = 60.0, *, pause: float = 0.2
+        self, condition: Callable[[], object], what: str, seconds: float = 60.0, *, pause: float = 0.2
     ) -> None:
         """Poll until `condition` holds; the reconciler's log is the message when it does not."""
         deadline = time.monotonic() + seconds

@@ -22,7 +22,7 @@ pytestmark = [
 ray = pytest.importorskip("ray", reason="no Ray is installed here to compare with")
 
 GPUS = (1, 2, 3, 4)
-CREATED_SECONDS, PENDING_SECONDS = 20, 4
+CREATED_SECONDS, PENDING_SECONDS = 20, 3
 """Whole seconds, which is all that Ray looks at. It tries one node a second."""
 
 
@@ -169,7 +169,7 @@ def test_scraps_that_make_up_a_sum_are_no_device(cluster: Cluster) -> None:
 def test_what_fits_and_where(cluster: Cluster, seed: int) -> None:
     dice = random.Random(seed)
     outcomes: list[bool] = []
-    while outcomes.count(False) < 3 and len(outcomes) < 30:
+    while outcomes.count(False) < 2 and len(outcomes) < 30:
         ranks = dice.choice((1, 1, 1, 2, 2, 4))
         shares = (0.1, 0.25, 0.3333, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 2.0 if ranks == 1 else 1.0)
         if cluster.homes and dice.random() < 0.2:

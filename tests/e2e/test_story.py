@@ -102,6 +102,64 @@ def test_a_converged_system_has_nothing_to_do(stack: Stack) -> None:
     assert stack.reconcile().returncode == 0
 
 
+def test_what_a_start_took_is_measured(stack: Stack) -> None:
+    """The size of the cache that vLLM logged is in the lock file, under the model's own key."""
+
+    def measured() -> list[dict[str, Any]]:
+        return [event for event in stack.events("model.measured") if event["model"] == CHAT]
+
+    stack.wait_for(measured, "it is measured")
+    assert measured()[0]["kv_capacity"] == 524_288
+    entries = json.loads((stack.state / "fit.lock.json").read_text())["entries"]
+    assert 524_288 in [entry["measured"].get("kv_tokens") for entry in entries]
+    assert {entry["key"]["vllm"] for entry in entries} == {"0.29.0"}
+
+
+def test_a_model_is_weighed_before_it_is_loaded(stack: Stack) -> None:
+    """A plan for counted GPUs of 24 GiB says what a model would take, and shows the GPU before and after."""
+    file = chat_file(stack, "weighed").replace("accelerator: cpu", "accelerator: gpu")
+    plan, _ = stack.plan({"weighed": file}, SIMULATED_GPU_MEMORY_GIB="24")
+    (change,) = plan["changes"]
+    memory = change["memory"]
+    assert (memory["basis"], memory["ranks"], memory["fits_safely"]) == ("tensors", 1, True)
+    # 2 layers of 128: 0.9 million parameters of 2 bytes, and tables of rotary embeddings.
+    assert 1.5e6 < memory["weights"] < 4e6
+    assert memory["kv_cache"] == 2**28
+    assert memory["kv_tokens"] == 524_288
+    (gpu,) = plan["gpus"]
+    assert (gpu["total"], gpu["before"]) == (24 * 2**30, 0.0)
+    assert gpu["after"] == memory["gpus"] > memory["needed"] / gpu["total"]
+    large = file.replace("kv_cache_memory_gib: 0.25", "kv_cache_memory_gib: 23.9")
+    plan, _ = stack.plan({"weighed": large}, SIMULATED_GPU_MEMORY_GIB="24")
+    assert [held["kind"] for held in plan["held"]] == ["does not fit"]
+
+
+def test_what_cannot_fit_is_held_and_fails_as_foretold_when_it_is_forced(stack: Stack) -> None:
+    """Too small a cache for one request: held with the size that would do; forced, vLLM says the same."""
+    file = chat_file(stack, "cramped").replace("kv_cache_memory_gib: 0.25", "kv_cache_memory_gib: 0.0002")
+    stack.write("cramped", file)
+    stack.wait_for(
+        lambda: [event["kind"] for event in stack.events("model.held")] == ["does not fit"], "it is held"
+    )
+    assert not [event for event in stack.events("model.start") if event["model"] == "cramped"]
+    plan, code = stack.plan()
+    (held,) = plan["held"]
+    assert code == 3
+    assert "one request of 512 tokens" in held["reason"]
+    (advice,) = held["advice"]
+    explained = stack.reconcile("fit", "cramped", "--output", "json")
+    assert explained.returncode == 3
+    assert json.loads(explained.stdout)["advice"] == [advice]
+    enough, _ = stack.plan({"cramped": file.replace("0.0002", advice.split()[-1])})
+    assert enough["held"] == []
+
+    assert stack.reconcile("--force").returncode == 3
+    failed = [event for event in stack.events("model.failed") if event["model"] == "cramped"]
+    assert "KV cache" in failed[-1]["reason"]
+    (stack.models / "cramped.yaml").unlink()
+    stack.wait_for(lambda: not stack.plan()[0]["held"], "it is forgotten")
+
+
 def test_nothing_listens_beyond_loopback(stack: Stack) -> None:
     """Of everything that was started, nothing can be reached from another machine."""
     ours = _processes_of(stack)
@@ -393,8 +451,12 @@ def test_without_room_for_two_the_old_version_goes_first_and_comes_back(stack: S
 
     # More context than the model has positions: vLLM refuses it.
     stack.write("solo", gpu_file(999_999))
-    stack.wait_for(lambda: bool(stack.events("model.failed")), "the new version fails", LOAD_SECONDS)
-    reason = stack.events("model.failed")[-1]["reason"]
+
+    def failed() -> list[dict[str, Any]]:
+        return [event for event in stack.events("model.failed") if event["model"] == "solo"]
+
+    stack.wait_for(failed, "the new version fails", LOAD_SECONDS)
+    reason = failed()[-1]["reason"]
     assert "max_model_len" in reason, "the reason is vLLM's own"
     stack.wait_for(
         lambda: stack.status()["solo"]["application"] == second, "the old version is back", LOAD_SECONDS
@@ -404,7 +466,7 @@ def test_without_room_for_two_the_old_version_goes_first_and_comes_back(stack: S
     assert code == 3
     assert [(held["model"], held["kind"]) for held in plan["held"]] == [("solo", "failed")]
     assert "max_model_len" in plan["held"][0]["reason"]
-    attempts = len(stack.events("model.failed"))
+    attempts = len(failed())
 
     # A second model of 0.75 GPU has no room at all, and is told so instead of waiting for ever.
     plan, _ = stack.plan({"other": gpu_file(512).replace("name: solo", "name: other")})
@@ -414,7 +476,7 @@ def test_without_room_for_two_the_old_version_goes_first_and_comes_back(stack: S
     stack.write("solo", gpu_file(640))
     stack.wait_loaded("solo")
     assert stack.status()["solo"]["application"] == second
-    assert len(stack.events("model.failed")) == attempts, "the failed version was tried again"
+    assert len(failed()) == attempts, "the failed version was tried again"
 
 
 def test_stop_ends_what_was_started_and_nothing_else(stack: Stack) -> None:

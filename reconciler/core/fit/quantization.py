@@ -34,6 +34,7 @@ class Quantization:
         lm_head: The output head is quantised too.
         experts_only: Only routed experts are quantised (gpt-oss).
         in_flight: Unquantised on disk, quantised while it loads.
+        dequantises: A layer's weights are made 16 bits for a long prompt: AWQ's own kernels, without Marlin's.
     """
 
     method: Method
@@ -45,6 +46,7 @@ class Quantization:
     lm_head: bool = False
     experts_only: bool = False
     in_flight: bool = False
+    dequantises: bool = False
 
 
 def quantization_of(config: Json, text: Json) -> Quantization | None:  # noqa: PLR0911 -- one method after the other
@@ -86,7 +88,9 @@ def named(method: str) -> Quantization:
         ArchitectureError: The name is not known here.
     """
     table = {
-        "awq": Quantization(Method.AWQ, 4, 128, zeros=True),
+        # By this name vLLM before 0.29 takes AWQ's own kernels, as 0.29 does on GPUs that Marlin's cannot run on.
+        "awq": Quantization(Method.AWQ, 4, 128, zeros=True, dequantises=True),
+        "awq_marlin": Quantization(Method.AWQ, 4, 128, zeros=True),
         "gptq": Quantization(Method.GPTQ, 4, 128, zeros=True),
         "fp8": Quantization(Method.FP8, 8, in_flight=True),
         # The name alone does not say how many bits; the larger of the usual two.
@@ -101,7 +105,8 @@ def named(method: str) -> Quantization:
         "modelopt": Quantization(Method.FP8, 8),
         "modelopt_fp4": Quantization(Method.NVFP4, 4, 16),
     }
-    key = method.lower().removesuffix("_marlin")
+    key = method.lower()
+    key = key if key in table else key.removesuffix("_marlin")
     key = {"bnb": "bitsandbytes", "gpt_oss_mxfp4": "mxfp4", "auto-round": "gptq"}.get(key, key)
     if key not in table:
         raise ArchitectureError(

@@ -19,6 +19,7 @@ top-k and top-p (`_dummy_sampler_run` in v1/worker/gpu/model_runner.py says so).
 SAMPLER_BYTES_SORTED = 38.5
 """The same through vLLM 0.12, whose profile run sorted all logits: logged peaks over sequences and vocabulary."""
 _SAMPLER_SAFE = 12.0
+_DEQUANTISES_FROM = 256
 _ACTIVATION_SAFE = 1.35  # Covers all rows of the log whose peak the forward pass makes, with 10% to spare.
 
 _NON_TORCH = int(0.20 * GIB)
@@ -106,6 +107,7 @@ def activation(model: Architecture, batch: Batch) -> Term:
     """The peak of the profile run: the forward pass, the sampler, or the vision tower, whichever is largest."""
     size = dtype_bytes(batch.dtype)
     forward = size * batch.tokens * _forward_width(model, batch) + batch.tokens * _lora_width(model, batch)
+    forward += _dequantised(model, batch)
     seqs = min(batch.seqs, batch.tokens)
     sampler = 0.0 if batch.pooling else batch.sampler * seqs * model.vocab
     vision = _vision(model, batch)
@@ -132,6 +134,14 @@ def _forward_width(model: Architecture, batch: Batch) -> float:
             model.moe.top_k * (3.0 * model.moe.size / split + model.hidden) + 3.0 * model.moe.shared / batch.tp
         )
     return stream + max(dense, routed, attention)
+
+
+def _dequantised(model: Architecture, batch: Batch) -> float:
+    """The largest layer in 16 bits (`AutoAWQLinearMethod.apply` in quantization/auto_awq.py, from 256 tokens on)."""
+    if model.quantization is None or not model.quantization.dequantises or batch.tokens < _DEQUANTISES_FROM:
+        return 0.0
+    dense = 2 * model.intermediate if Mlp.DENSE in model.mlps else 0
+    return 2.0 * model.hidden * max(dense, model.heads * model.head_dim) / batch.tp
 
 
 def _lora_width(model: Architecture, batch: Batch) -> float:
