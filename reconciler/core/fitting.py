@@ -6,6 +6,7 @@ A version that runs keeps its sizes as long as its file leaves the same things o
 decided anew because a GPU was added, a neighbour left, or a better number was measured.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Hashable, Mapping
@@ -35,7 +36,7 @@ _WAITS = "reads what the model is made of: its config.json and the headers of it
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cluster:
     """What was observed of the cluster and its traffic, as far as sizes depend on it; and Serve's own settings."""
 
@@ -46,10 +47,16 @@ class Cluster:
 
     def runs(self, model: str) -> list[Application]:
         """The versions of a model that are there and not being deleted, the one with the traffic first."""
-        found = [
-            app for app in self.applications.values() if app.model == model and app.status is not Status.DELETING
-        ]
+        found = self._by_model.get(model, [])
         return sorted(found, key=lambda app: (app.name != self.routes.get(model), app.name))
+
+    @functools.cached_property
+    def _by_model(self) -> dict[str, list[Application]]:
+        found: dict[str, list[Application]] = {}
+        for app in self.applications.values():
+            if app.model is not None and app.status is not Status.DELETING:
+                found.setdefault(app.model, []).append(app)
+        return found
 
 
 class Measurements(Protocol):
@@ -160,7 +167,9 @@ class Fitter:
                 return on_cpu(model, target.spec, int(self._platform.cpu_kv_cache_gib * GIB), measured)
             return on_gpus(model, target.spec, classes, measured)
 
-        return self._outcomes.get((target, facts, draft), (classes, self._measurements.version), decide)
+        # Models that are alike in these are weighed once.
+        asked = target.spec.model_dump_json(include={"engine", "resources", "task", "adapters"})
+        return self._outcomes.get((facts, draft), (asked, classes, self._measurements.version), decide)
 
     def key_of(
         self, target: Target, config: Json, kind: GpuClass | None, facts: Facts, engine: Engine | None = None

@@ -76,7 +76,7 @@ async def explain(
     if nodes is None:
         nodes, apps = await _live(settings)
     platform = platform_of(settings)
-    if nodes:
+    if supposed:
         platform = replace(platform, device="cuda")
     renderer = Renderer(read_template("application.json.j2", settings.templates_dir), platform)
     target = await _target(settings, name, change, renderer)
