@@ -30,8 +30,9 @@ from reconciler.core.fit.measured import Key
 from reconciler.core.fitting import Cluster, Fitter
 from reconciler.core.parse import parse_all
 from reconciler.core.planner import make_plan
-from reconciler.core.render import Platform, Renderer
+from reconciler.core.render import Renderer
 from reconciler.core.state import Application, Node, Observed, Record, Status
+from reconciler.core.target import Platform
 from reconciler.host.templates import read_template
 from reconciler.sources.folder import FolderSource
 

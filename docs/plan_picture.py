@@ -11,8 +11,9 @@ from rich.console import Console
 from reconciler.cli.show import show_plan
 from reconciler.core.desired import Desired, Snapshot, compile_desired
 from reconciler.core.planner import make_plan
-from reconciler.core.render import Platform, Renderer
+from reconciler.core.render import Renderer
 from reconciler.core.state import Application, Node, Observed, Record, Replica, Status
+from reconciler.core.target import Platform
 
 _HERE = Path(__file__).parent
 _RENDERER = Renderer(

@@ -21,6 +21,7 @@ from reconciler.edge.edge import EdgeStartError, EdgeUnreachableError
 from reconciler.host.lock import AlreadyRunningError, exclusive
 from reconciler.host.settings import Settings
 from reconciler.loop import service
+from reconciler.loop.running import ask_running
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
 from reconciler.weights.revisions import PinsUnreadableError
 
@@ -97,7 +98,7 @@ async def _edge(settings: Settings, verb: str, output: str) -> int:
 
 def _ask_running(settings: Settings, wishes: Wishes, *, output: str) -> int:
     try:
-        outcome = asyncio.run(service.ask_running(settings.state_dir, wishes))
+        outcome = asyncio.run(ask_running(settings.state_dir, wishes))
     except (aiohttp.ClientError, OSError) as error:
         fail(
             f"it does not answer ({error}). It may be another `reconcile` that converges once, or one that waits "

@@ -14,8 +14,8 @@ from reconciler.core.fit.parallel import tensor_sizes
 from reconciler.core.fit.report import TERMS
 from reconciler.core.fit.terms import Term
 from reconciler.core.main_memory import PROCESSES
-from reconciler.core.render import Fit
 from reconciler.core.state import Json
+from reconciler.core.target import Fit
 
 _FEW_GPUS = 8
 

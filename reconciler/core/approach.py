@@ -14,9 +14,9 @@ from reconciler.core.application import demand_of, with_in_place
 from reconciler.core.diff import in_place_changes
 from reconciler.core.main_memory import PROCESSES, source_of
 from reconciler.core.plan import Action, Change, Do, Held, HeldKind
-from reconciler.core.render import Target
 from reconciler.core.spec import Policy, parse_duration
 from reconciler.core.state import Application, Failure, Json, Status
+from reconciler.core.target import Target
 from reconciler.core.turn import Turn
 from reconciler.core.waiting_for_weights import fetch_weights, weights_problem
 from reconciler.core.weights import in_words

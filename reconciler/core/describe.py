@@ -5,8 +5,8 @@ from dataclasses import replace
 from reconciler.core.approach import differs_in_place, phase_of
 from reconciler.core.diff import Effect, FieldChange, config_changes, field_changes, in_place_changes
 from reconciler.core.plan import Action, Change, Order
-from reconciler.core.render import Target
 from reconciler.core.state import Application, Json, Record
+from reconciler.core.target import Target
 from reconciler.core.turn import Turn
 from reconciler.core.weights import DEFAULT_REVISION
 

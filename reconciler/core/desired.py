@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from reconciler.core.parse import InvalidFile, ParsedSet, Problem, parse_all
-from reconciler.core.render import Renderer, RenderError, Target
+from reconciler.core.render import Renderer, RenderError
+from reconciler.core.target import Target
 from reconciler.core.weights import Resolutions, Wanted, wanted_of
 
 

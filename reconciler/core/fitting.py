@@ -26,9 +26,10 @@ from reconciler.core.fit.measured import Key
 from reconciler.core.fit.measured import key_of as measured_key
 from reconciler.core.fit.sizing import Outcome, Sized, Sizing, on_cpu, on_gpus
 from reconciler.core.packing import Wish, arrange
-from reconciler.core.render import Fit, Platform, Renderer, Target
+from reconciler.core.render import Renderer
 from reconciler.core.spec import Policy
 from reconciler.core.state import Application, Demand, Json, Node, Status
+from reconciler.core.target import Fit, Platform, Target
 from reconciler.core.weights import Copy
 
 _WAITS = "reads what the model is made of: its config.json and the headers of its tensors"

@@ -5,8 +5,8 @@ from collections.abc import Collection, Sequence
 from reconciler.core.main_memory import PROCESSES
 from reconciler.core.placement import Ledger
 from reconciler.core.plan import GpuUse, Memory
-from reconciler.core.render import Target
 from reconciler.core.state import Demand
+from reconciler.core.target import Target
 from reconciler.core.turn import Turn
 
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from reconciler.core.placement import Ledger
 from reconciler.core.state import Demand, Node
 
-EFFORT = 8_000
-"""How many attempts to place one model an arrangement may take: about a tenth of a second, and 0.3 s for 500 wishes."""
+EFFORT = 4_000
+"""Attempts to place one model that an arrangement may take: about 0.05 s, for 500 wishes 0.2 s."""
 
 
 @dataclass(frozen=True, slots=True)

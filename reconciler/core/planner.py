@@ -15,10 +15,10 @@ from reconciler.core.desired import Desired
 from reconciler.core.memory_plan import gpus_of, memory_of
 from reconciler.core.parse import InvalidFile
 from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Note, Plan, Step
-from reconciler.core.render import Target
 from reconciler.core.safety import refuse_removals
 from reconciler.core.spec import Policy
 from reconciler.core.state import Application, Observed, Status
+from reconciler.core.target import Target
 from reconciler.core.turn import Options, Turn
 from reconciler.core.waiting_for_weights import downloads_of
 

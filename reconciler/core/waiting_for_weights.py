@@ -1,7 +1,7 @@
 """A model whose weights are not all there: what to fetch, what to wait for, what only somebody else can mend."""
 
 from reconciler.core.plan import Do, Held, HeldKind
-from reconciler.core.render import Target
+from reconciler.core.target import Target
 from reconciler.core.turn import Turn
 from reconciler.core.weights import Copy, CopyPlan, CopyState, Phase
 

@@ -4,8 +4,8 @@ import asyncio
 
 from reconciler.core.fit.classes import classes_of
 from reconciler.core.fitting import Fitter
-from reconciler.core.render import Target
 from reconciler.core.state import Application, Observed
+from reconciler.core.target import Target
 from reconciler.host.log import get_logger
 from reconciler.loop.measuring import Measuring
 from reconciler.ray_serve.client import ServeClient

@@ -3,8 +3,8 @@
 from reconciler.activator.directory import Directory, Entry, ModelState
 from reconciler.core.desired import Desired
 from reconciler.core.plan import Do, HeldKind, Plan
-from reconciler.core.render import Target
 from reconciler.core.state import Observed, Status
+from reconciler.core.target import Target
 from reconciler.core.weights import in_words
 
 _COMING = frozenset({Do.FETCH, Do.START, Do.AWAIT, Do.PROBE, Do.ROUTE, Do.KEEP_PREVIOUS, Do.UNROUTE, Do.DRAIN})

@@ -12,9 +12,10 @@ from reconciler.core.fit.facts import Facts
 from reconciler.core.fitting import Cluster, Fitter
 from reconciler.core.parse import parse_all
 from reconciler.core.placement import Ledger
-from reconciler.core.render import Renderer, Target
+from reconciler.core.render import Renderer
 from reconciler.core.spec import ModelSpec
 from reconciler.core.state import Application, Node
+from reconciler.core.target import Target
 from reconciler.core.weights import wanted_of
 from reconciler.host.main_memory import available_bytes
 from reconciler.host.nvml import Gpus

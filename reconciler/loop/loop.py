@@ -83,25 +83,29 @@ class Loop:
         """Take the next turn now."""
         self._woken.set()
 
-    async def look(self, *, patience: float = 0.0) -> Look:
+    async def look(self, *, patience: float = 0.0, ask_hub: bool = False) -> Look:
         """Observe and plan, and change nothing.
 
         Args:
-            patience: Seconds to wait for the hub, for one who looks only once. The loop itself never waits for it.
+            patience: Seconds to wait for what is found out beside the loop, for one who looks only once. The loop
+                itself never waits for it.
+            ask_hub: Wait for the hub too, and find out how large downloads would be.
 
         Raises:
             ServeUnreachableError: The cluster could not be observed; nothing may be concluded.
         """
         snapshot = await self._source.read()
         parsed = self._parse(snapshot)
-        resolutions = await self._weights.revisions.resolve(wanted_in(parsed), patience=patience)
+        resolutions = await self._weights.revisions.resolve(
+            wanted_in(parsed), patience=patience if ask_hub else 0.0
+        )
         read = self._compile(snapshot, parsed, resolutions)
         cluster = await self._observer.cluster()
         places = self._fitter.places(read, cluster)
         facts = await self._facts.look(places, patience=patience)
         # A hundred new models take seconds to weigh; the activator answers meanwhile.
         desired = await asyncio.to_thread(self._fitter.fitted, read, cluster, facts)
-        observed = await self._observer.observe(desired, cluster, sizes=patience > 0)
+        observed = await self._observer.observe(desired, cluster, sizes=ask_hub)
         return Look(desired, observed, make_plan(desired, observed, self.options))
 
     async def turn(self, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:

@@ -4,7 +4,8 @@ import contextlib
 import importlib.metadata
 import os
 
-from reconciler.core.render import Platform, Renderer
+from reconciler.core.render import Renderer
+from reconciler.core.target import Platform
 from reconciler.host.settings import Settings
 from reconciler.host.templates import read_template
 

@@ -5,11 +5,9 @@ import contextlib
 import functools
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-import aiohttp
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from reconciler.activator.app import Activator
@@ -18,9 +16,8 @@ from reconciler.core.desired import Desired
 from reconciler.core.fitting import Fitter
 from reconciler.core.keep import what_to_keep
 from reconciler.core.state import Application, Observed
-from reconciler.core.turn import Options, Wishes
+from reconciler.core.turn import Options
 from reconciler.core.weights import Copy, CopyState, Keep
-from reconciler.core.weights_json import states_from_json
 from reconciler.edge.edge import Edge, EdgeStartError
 from reconciler.edge.options import EdgeOptions
 from reconciler.host.log import get_logger
@@ -38,21 +35,20 @@ from reconciler.loop.memory import Memory
 from reconciler.loop.observe import Observer
 from reconciler.loop.rendering import make_renderer, platform_of
 from reconciler.loop.report import Reporter
+from reconciler.loop.running import CONTROL_SOCKET, learn_from_running
 from reconciler.loop.weights import make_facts, make_weights
 from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
 from reconciler.ray_serve.observed import applications
 from reconciler.sources.folder import FolderSource
 from reconciler.sources.watch import watch_folder
 from reconciler.weights.facts import FactsStore
-from reconciler.weights.revisions import Problem
 from reconciler.weights.store import WeightStore
 
 log = get_logger()
 
-CONTROL_SOCKET = "control.sock"
 EDGE_CHECK_SECONDS = 1.0
-HUB_PATIENCE_SECONDS = 20.0
-"""How long one who looks only once waits for the hub."""
+PATIENCE_SECONDS = 20.0
+"""How long one who looks only once waits for the hub, and for the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +181,7 @@ async def look_once(settings: Settings, options: Options, *, ask_hub: bool = Tru
     """
     async with assembled(settings, options, read_only=True, ask_hub=ask_hub) as parts:
         await learn_from_running(settings.state_dir, parts.weights)
-        return await parts.loop.look(patience=HUB_PATIENCE_SECONDS if ask_hub else 0.0)
+        return await parts.loop.look(patience=PATIENCE_SECONDS, ask_hub=ask_hub)
 
 
 async def converge_once(
@@ -276,23 +272,6 @@ async def _with_patience(settings: Settings, options: Options) -> AsyncIterator[
         yield parts
 
 
-async def ask_running(state_dir: Path, wishes: Wishes) -> dict[str, object]:
-    """Have the reconciler that runs here take its turns now; gives its plan's outcome once it is settled.
-
-    Raises:
-        aiohttp.ClientError: It does not answer.
-    """
-    connector = aiohttp.UnixConnector(str(state_dir / CONTROL_SOCKET))
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with (
-        aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-        session.post("http://reconciler/reconcile", json=asdict(wishes)) as answer,
-    ):
-        answer.raise_for_status()
-        outcome: dict[str, object] = await answer.json()
-        return outcome
-
-
 async def keep_now(settings: Settings, desired: Desired, *, without_cluster: bool = False) -> Keep | None:
     """Which weights must stay on disk, as things are now; None where that cannot be told.
 
@@ -310,28 +289,6 @@ async def keep_now(settings: Settings, desired: Desired, *, without_cluster: boo
             running = applications(await client.instance())
     records = Memory(settings.state_dir).records
     return what_to_keep(desired, Observed(applications=running, records=records))
-
-
-async def learn_from_running(state_dir: Path, weights: WeightStore) -> None:
-    """Take over what the reconciler that runs here knows of downloads; nothing where none runs or none answers."""
-    socket = state_dir / CONTROL_SOCKET
-    if not socket.exists():
-        return
-    timeout = aiohttp.ClientTimeout(total=2)
-    with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
-        async with (
-            aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket)), timeout=timeout) as session,
-            session.get("http://reconciler/downloads") as answer,
-        ):
-            answer.raise_for_status()
-            known = await answer.json()
-        weights.learn(states_from_json(known["copies"]))
-        weights.revisions.learn(
-            {
-                (row["repo"], row["revision"]): Problem(row["reason"], row["attempts"], row["retry_at"])
-                for row in known["revisions"]
-            }
-        )
 
 
 async def _serve_port(client: ServeClient, settings: Settings) -> int:

@@ -16,9 +16,10 @@ from reconciler.core.application import demand_of, model_of
 from reconciler.core.desired import Desired, Snapshot, compile_desired, revision_of
 from reconciler.core.plan import Action, Do, Order, Plan, Step
 from reconciler.core.planner import make_plan
-from reconciler.core.render import Platform, Renderer
+from reconciler.core.render import Renderer
 from reconciler.core.spec import parse_duration
 from reconciler.core.state import Demand, Json, Node, Observed, Record
+from reconciler.core.target import Platform
 from reconciler.core.turn import Options
 from reconciler.loop.memory import Memory
 from reconciler.ray_serve.observed import applications, serve_settings

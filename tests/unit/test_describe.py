@@ -10,9 +10,10 @@ from reconciler.core.desired import Desired
 from reconciler.core.diff import Effect
 from reconciler.core.plan import Action, Change, Order, Plan, Refusal
 from reconciler.core.plan_json import counts, plan_to_json
-from reconciler.core.render import Platform, Renderer, Target
+from reconciler.core.render import Renderer
 from reconciler.core.spec import ModelSpec
 from reconciler.core.state import Application, Node, Observed, Record, Replica, Status
+from reconciler.core.target import Platform, Target
 from reconciler.core.turn import Options, Turn
 
 TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")

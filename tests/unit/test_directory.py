@@ -6,8 +6,9 @@ from reconciler.activator.directory import ModelState
 from reconciler.core.desired import Snapshot, compile_desired, wanted_in
 from reconciler.core.parse import parse_all
 from reconciler.core.planner import make_plan
-from reconciler.core.render import Platform, Renderer
+from reconciler.core.render import Renderer
 from reconciler.core.state import Observed
+from reconciler.core.target import Platform
 from reconciler.core.weights import Copy, CopyState, Phase, Resolution
 from reconciler.loop.directory import build_directory
 

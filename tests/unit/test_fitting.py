@@ -16,8 +16,9 @@ from reconciler.core.fit.measured import Key
 from reconciler.core.fitting import Cluster, Fitter
 from reconciler.core.plan import Do, HeldKind, Plan
 from reconciler.core.planner import make_plan
-from reconciler.core.render import Platform, Renderer, Target
+from reconciler.core.render import Renderer
 from reconciler.core.state import Application, Device, Json, Node, Observed, Replica, Status
+from reconciler.core.target import Platform, Target
 from reconciler.core.turn import Options
 
 TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")

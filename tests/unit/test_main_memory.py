@@ -9,8 +9,9 @@ from reconciler.core.desired import Desired, Snapshot, compile_desired
 from reconciler.core.main_memory import PROCESSES, main_memory_of, source_of
 from reconciler.core.plan import Do, HeldKind
 from reconciler.core.planner import make_plan
-from reconciler.core.render import Platform, Renderer
+from reconciler.core.render import Renderer
 from reconciler.core.state import Application, Observed, Record, Replica, Status
+from reconciler.core.target import Platform
 from reconciler.core.turn import Options
 from reconciler.host.main_memory import available_bytes
 

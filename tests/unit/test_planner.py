@@ -14,8 +14,9 @@ from reconciler.core.desired import Desired, Snapshot, compile_desired
 from reconciler.core.plan import Action, Do, HeldKind, Plan
 from reconciler.core.plan_json import plan_to_json
 from reconciler.core.planner import make_plan, observed_digest
-from reconciler.core.render import Platform, Renderer
+from reconciler.core.render import Renderer
 from reconciler.core.state import Application, Failure, Node, Observed, Record, Replica, Status
+from reconciler.core.target import Platform
 from reconciler.core.turn import Options
 
 TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")

@@ -12,9 +12,10 @@ from pydantic import BaseModel
 
 from reconciler.core.application import demand_of, deployment_name, model_of, with_in_place
 from reconciler.core.diff import Effect, effect_of
-from reconciler.core.render import Platform, Renderer, RenderError, Target, slug
+from reconciler.core.render import Renderer, RenderError, slug
 from reconciler.core.spec import ModelSpec
 from reconciler.core.state import Demand
+from reconciler.core.target import Platform, Target
 
 TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")
 CUDA = Renderer(TEMPLATE, Platform(device="cuda"))

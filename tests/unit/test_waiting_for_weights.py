@@ -12,8 +12,9 @@ from reconciler.core.model_source import copies_in
 from reconciler.core.parse import parse_all
 from reconciler.core.plan import Action, Do, HeldKind
 from reconciler.core.planner import make_plan
-from reconciler.core.render import Platform, Renderer
+from reconciler.core.render import Renderer
 from reconciler.core.state import Application, Observed, Record, Replica, Status
+from reconciler.core.target import Platform
 from reconciler.core.weights import Copy, CopyState, Keep, Phase, Resolution, Role
 
 TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")

@@ -428,7 +428,7 @@ async def test_other_commands_see_what_the_running_reconciler_downloads(kit: Kit
     """`reconcile status` asks over the control socket, and gets bytes, rate and files."""
     from reconciler.activator.server import serve_unix
     from reconciler.loop.control import control_app
-    from reconciler.loop.service import CONTROL_SOCKET, learn_from_running
+    from reconciler.loop.running import CONTROL_SOCKET, learn_from_running
 
     closed = Copy("org/closed", kit.hub.repo("org/closed", FILES, gated=True))
     kit.hub.fault(Slow(500_000), path="*.safetensors", times=None)

@@ -137,7 +137,7 @@ def _forward_width(model: Architecture, batch: Batch) -> float:
 
 
 def _dequantised(model: Architecture, batch: Batch) -> float:
-    """The largest layer in 16 bits (`AutoAWQLinearMethod.apply` in quantization/auto_awq.py, from 256 tokens on)."""
+    """The largest layer in 16 bits (`AutoAWQLinearMethod.apply` in auto_awq.py, from 256 tokens on)."""
     if model.quantization is None or not model.quantization.dequantises or batch.tokens < _DEQUANTISES_FROM:
         return 0.0
     dense = 2 * model.intermediate if Mlp.DENSE in model.mlps else 0
