@@ -70,8 +70,8 @@ class Settings(BaseSettings):
     simulate_gpus: bool = False
     """Reserve Ray's GPU resource though the engine computes on the CPU; for trying out placement."""
     simulated_gpu_memory_gib: Annotated[float, Field(gt=0, le=100_000)] | None = None
-    """With simulate_gpus: GiB that each GPU counts as having, so that plans weigh models as on such GPUs. Without it
-    only the number of GPUs counts."""
+    """With simulate_gpus: GiB that each GPU counts as having, so that plans weigh models as on such GPUs. The
+    default is that only their number counts."""
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of a CPU engine; the default is the number of cores."""
     hub_cache: Path | None = None

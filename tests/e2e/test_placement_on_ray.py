@@ -183,13 +183,10 @@ def test_what_fits_and_where(cluster: Cluster, seed: int) -> None:
 
 def test_without_packing_the_emptiest_node_is_taken(cluster: Cluster) -> None:
     """One model that may span nodes turns Serve's packing off for all; Ray then spreads."""
-    dice = random.Random(0)
-    assert cluster.start("spanning", Demand(5, 1.0, one_node=False), packing=False)
-    outcomes: list[bool] = []
-    while outcomes.count(False) < 2 and len(outcomes) < 15:
-        demand = Demand(dice.choice((1, 2)), dice.choice((0.3, 0.5, 0.6, 0.7, 1.0)), dice.random() < 0.7)
-        outcome = cluster.start(str(len(outcomes)), demand, packing=False)
-        if outcome is None:
-            break
-        outcomes.append(outcome)
-    assert True in outcomes
+    assert cluster.start("spanning", Demand(3, 1.0, one_node=False), packing=False)
+    for share in (0.5, 0.7, 0.6, 0.6, 0.55):
+        assert cluster.start(str(len(cluster.homes)), Demand(gpus=share), packing=False)
+    assert list(cluster.settled().values()) == pytest.approx([1.0, 0.85, 1.2, 1.0])
+    assert cluster.start("no node", Demand(2, 0.9), packing=False) is False
+    assert cluster.start("no devices", Demand(3, 0.6, one_node=False), packing=False) is False
+    assert cluster.start("two nodes", Demand(2, 0.6, one_node=False), packing=False)

@@ -137,6 +137,21 @@ def test_a_model_is_weighed_before_it_is_loaded(stack: Stack) -> None:
     assert [held["kind"] for held in plan["held"]] == ["does not fit"]
 
 
+def test_nothing_listens_beyond_loopback(stack: Stack) -> None:
+    """Of everything that was started, nothing can be reached from another machine."""
+    ours = _processes_of(stack)
+    assert len(ours) > 8, "the processes of the stack were not found"
+    exposed = [
+        f"{process.name()} ({process.pid}) on {connection.laddr.ip}:{connection.laddr.port}"
+        for process in ours
+        for connection in _connections(process)
+        if connection.status == psutil.CONN_LISTEN and not _is_loopback(connection.laddr.ip)
+    ]
+    # One gRPC port of each replica, which no setting binds to loopback; it asks for the token (docs/security.md).
+    unexpected = [line for line in exposed if not line.startswith("ray::ServeRepli")]
+    assert unexpected == []
+
+
 def test_what_cannot_fit_is_held_and_fails_as_foretold_when_it_is_forced(stack: Stack) -> None:
     """Too small a cache for one request: held with the size that would do; forced, vLLM says the same."""
     file = chat_file(stack, "cramped").replace("kv_cache_memory_gib: 0.25", "kv_cache_memory_gib: 0.0002")
@@ -161,21 +176,6 @@ def test_what_cannot_fit_is_held_and_fails_as_foretold_when_it_is_forced(stack: 
     assert "KV cache" in failed[-1]["reason"]
     (stack.models / "cramped.yaml").unlink()
     stack.wait_for(lambda: not stack.plan()[0]["held"], "it is forgotten")
-
-
-def test_nothing_listens_beyond_loopback(stack: Stack) -> None:
-    """Of everything that was started, nothing can be reached from another machine."""
-    ours = _processes_of(stack)
-    assert len(ours) > 8, "the processes of the stack were not found"
-    exposed = [
-        f"{process.name()} ({process.pid}) on {connection.laddr.ip}:{connection.laddr.port}"
-        for process in ours
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN and not _is_loopback(connection.laddr.ip)
-    ]
-    # One gRPC port of each replica, which no setting binds to loopback; it asks for the token (docs/security.md).
-    unexpected = [line for line in exposed if not line.startswith("ray::ServeRepli")]
-    assert unexpected == []
 
 
 def test_starting_twice_is_harmless(stack: Stack) -> None:
@@ -518,6 +518,13 @@ def _expect_unavailable(stack: Stack, model: str, reason: str) -> None:
     assert caught.value.status_code == 503
     assert int(caught.value.response.headers["Retry-After"]) > 0
     assert reason in caught.value.message
+
+
+def _connections(process: psutil.Process) -> list[Any]:
+    try:
+        return list(process.net_connections(kind="inet"))
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _is_loopback(address: str) -> bool:
