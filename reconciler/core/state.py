@@ -46,6 +46,8 @@ class Demand:
     """GPU type as Ray names it, where only that type will do."""
     replicas: int = 1
     """Replicas that are always up; each finds a place of its own."""
+    memory: float = 0.0
+    """Share of each GPU's memory that it takes, where that is known to be less than `gpus`; else 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ def test_nothing_listens_beyond_loopback(stack: Stack) -> None:
     assert unexpected == []
 
 
-def test_what_cannot_fit_is_held_and_fails_as_foretold_when_it_is_forced(stack: Stack) -> None:
+async def test_what_cannot_fit_is_held_and_fails_as_foretold_when_it_is_forced(stack: Stack) -> None:
     """Too small a cache for one request: held with the size that would do; forced, vLLM says the same."""
     file = chat_file(stack, "cramped").replace("kv_cache_memory_gib: 0.25", "kv_cache_memory_gib: 0.0002")
     stack.write("cramped", file)
@@ -176,6 +176,8 @@ def test_what_cannot_fit_is_held_and_fails_as_foretold_when_it_is_forced(stack: 
     assert "KV cache" in failed[-1]["reason"]
     (stack.models / "cramped.yaml").unlink()
     stack.wait_for(lambda: not stack.plan()[0]["held"], "it is forgotten")
+    while any(name.startswith("cramped-") for name in (await stack.serve_instance())["applications"]):
+        await asyncio.sleep(0.5)
 
 
 def test_starting_twice_is_harmless(stack: Stack) -> None:

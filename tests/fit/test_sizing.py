@@ -138,7 +138,7 @@ def test_what_the_file_says_is_never_changed() -> None:
     assert (found.sizing.max_model_len, found.sizing.gpu_memory_utilization) == (4096, 0.5)
     assert (found.sizing.max_num_seqs, found.sizing.max_num_batched_tokens) == (17, 4097)
     assert found.sizing.tensor_parallel_size == 4
-    # Ray reserves room for CUDA's context too: two halves would not both start.
+    # Ray reserves room for CUDA's context and NCCL too: two halves would not both start.
     assert 0.5 < found.sizing.gpus < 0.53
 
 
@@ -155,6 +155,13 @@ def test_an_embedding_model_takes_what_it_needs_and_not_a_whole_gpu() -> None:
     found = outcome(LLAMA_8B, kind("h100-80g", 1), task="embed", engine={"max_model_len": 4096}).choices[0]
     assert 0.2 < found.sizing.gpus < 0.5
     assert found.found.fits_safely
+
+
+def test_ranks_never_share_a_gpu_with_each_other() -> None:
+    share = {"gpu_memory_utilization": 0.3, "max_model_len": 4096}
+    found = outcome(LLAMA_8B, kind("h100-80g", 2), engine=share, resources={"tensor_parallel": 2}).choices[0]
+    assert found.memory < 0.4
+    assert found.sizing.gpus > 0.5
 
 
 def test_of_several_kinds_the_smallest_that_will_do_comes_first() -> None:

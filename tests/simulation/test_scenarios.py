@@ -401,7 +401,7 @@ def test_a_model_that_fits_nowhere_is_held(make_world: MakeWorld) -> None:
     world.edit(a=model_file(share=0.7), b=model_file(share=0.7, priority=10))
     plan = world.settle()
     assert show(plan) == ["! b no room"]
-    assert plan.held[0].reason == "it needs 0.7 GPU; 0.30 GPU free"
+    assert plan.held[0].reason == "it needs 0.7 GPU; 0.30 GPU free; there would be room without a"
     assert world.serves("a")
 
 

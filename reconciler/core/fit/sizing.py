@@ -23,6 +23,7 @@ USEFUL_CONTEXT = 8192
 """Tokens. With `max_model_len: auto`, a parallel size that leaves less (of a model with more) is too small."""
 _SMALL_BATCH = (64, 2048)
 """`max_num_seqs` and `max_num_batched_tokens` that are tried where vLLM's own defaults do not fit."""
+_MORE_THAN_HALF = 0.5001
 _NO_LIMIT = 2**60
 
 Measured = Callable[[Engine, GpuClass | None], Known | None]
@@ -220,16 +221,19 @@ def _shared(model: Declared, spec: ModelSpec, engine: Engine, kind: GpuClass, me
         max_num_batched_tokens=engine.max_num_batched_tokens,
         gpu_memory_utilization=engine.gpu_memory_utilization,
         kv_cache_memory_bytes=engine.kv_cache_memory_bytes or None,
-        gpus=1.0 if whole else _ray_share(taken),
+        gpus=1.0 if whole else _ray_share(taken, _ranks(found)),
         accelerator=kind.accelerator,
     )
     return Sized(sizing, found, taken, kind, known is not None)
 
 
-def _ray_share(taken: float) -> float:
-    """The share that Ray reserves: it counts in ten-thousandths, and a whole GPU is 1."""
+def _ray_share(taken: float, ranks: int) -> float:
+    """The share that Ray reserves on each GPU: it counts in ten-thousandths, and a whole GPU is 1.
+
+    Of several ranks each gets more than half a GPU, or Ray might put two on the same one, which NCCL refuses.
+    """
     share = math.ceil(taken * 1e4) / 1e4
-    return min(1.0, share)
+    return min(1.0, share if ranks == 1 else max(share, _MORE_THAN_HALF))
 
 
 def _is_useful(model: Declared, spec: ModelSpec, found: Estimate) -> bool:
