@@ -176,8 +176,11 @@ async def test_what_cannot_fit_is_held_and_fails_as_foretold_when_it_is_forced(s
     assert "KV cache" in failed[-1]["reason"]
     (stack.models / "cramped.yaml").unlink()
     stack.wait_for(lambda: not stack.plan()[0]["held"], "it is forgotten")
-    while any(name.startswith("cramped-") for name in (await stack.serve_instance())["applications"]):
+    for _ in range(120):
+        if not any(name.startswith("cramped-") for name in (await stack.serve_instance())["applications"]):
+            return
         await asyncio.sleep(0.5)
+    raise AssertionError("it is still being removed")
 
 
 def test_starting_twice_is_harmless(stack: Stack) -> None:
