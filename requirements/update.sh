@@ -56,5 +56,4 @@ if [[ ! -f requirements/gpu.txt ]]; then cp requirements/cpu.txt requirements/gp
 resolve gpu pyproject.toml requirements/gpu.in --excludes requirements/gpu.excludes
 
 # Tools for the checks and tests, with what the control plane needs: enough by itself for work without engines.
-# OR-Tools wants an older protobuf than the engine has; what the tests use of it runs with the engine's too.
-resolve dev pyproject.toml --extra dev --constraint requirements/cpu.txt --overrides requirements/dev.overrides
+resolve dev pyproject.toml --extra dev --constraint requirements/cpu.txt --excludes requirements/dev.excludes
