@@ -3,61 +3,109 @@
 Run it from the repository: `.venv/bin/python docs/plan_picture.py`.
 """
 
+import hashlib
 import io
 from pathlib import Path
 
 from rich.console import Console
 
 from reconciler.cli.show import show_plan
-from reconciler.core.desired import Desired, Snapshot, compile_desired
+from reconciler.core.desired import Desired, Snapshot, compile_desired, wanted_in
+from reconciler.core.fit.facts import Facts, FactsState
+from reconciler.core.fit.gpus import gpu
+from reconciler.core.fit.measured import Key
+from reconciler.core.fitting import Cluster, Fitter
+from reconciler.core.parse import parse_all
 from reconciler.core.planner import make_plan
 from reconciler.core.render import Renderer
-from reconciler.core.state import Application, Node, Observed, Record, Replica, Status
+from reconciler.core.state import Application, Device, Json, Node, Observed, Record, Replica, Status
 from reconciler.core.target import Platform
+from reconciler.core.weights import Copy, CopyState, Phase, Resolution
 
 _HERE = Path(__file__).parent
-_RENDERER = Renderer(
-    (_HERE.parent / "templates" / "application.json.j2").read_text(encoding="utf-8"), Platform(device="cuda")
-)
+_PLATFORM = Platform(device="cuda", hub_cache="/srv/hub")
+_RENDERER = Renderer((_HERE.parent / "templates" / "application.json.j2").read_text(encoding="utf-8"), _PLATFORM)
+_GPU = gpu("l40s")
+_NODE = Node("n", 4, devices=tuple(Device(i, f"GPU-{i}", "L40S", _GPU.total) for i in range(4)), host="box")
 _QWEN = """\
 source: {repo: Qwen/Qwen3-0.6B}
-engine: {max_model_len: %d, gpu_memory_utilization: 0.3}
+engine: {max_model_len: %d, kv_cache_memory_gib: 8}
 resources: {replicas: {max: %d}}
 aliases: [%s]
 """
-_BGE = "source: {repo: BAAI/bge-m3}\ntask: embed\nengine: {gpu_memory_utilization: 0.15}\n%s"
+_EMBED = "source: {repo: Qwen/Qwen3-Embedding-0.6B}\ntask: embed\nengine: {max_model_len: 8192}\n%s"
 _BEFORE = {
     "models.d/qwen3-0.6b.yaml": _QWEN % (4096, 1, "qwen"),
-    "models.d/bge-m3.yaml": _BGE % "",
+    "models.d/embedding.yaml": _EMBED % "",
     "models.d/phi-4-mini.yaml": (
-        "source: {repo: microsoft/Phi-4-mini-instruct}\nengine: {gpu_memory_utilization: 0.4}\n"
-    ),
-    "models.d/whisper.yaml": (
-        "source: {repo: openai/whisper-small}\ntask: transcribe\nengine: {gpu_memory_utilization: 0.1}\n"
+        "source: {repo: microsoft/Phi-4-mini-instruct}\nengine: {max_model_len: 16384, kv_cache_memory_gib: 6}\n"
     ),
 }
 _AFTER = {
     "models.d/qwen3-0.6b.yaml": _QWEN % (8192, 2, "qwen, small"),
-    "models.d/bge-m3.yaml": _BGE % "aliases: [embeddings]\n",
-    "models.d/whisper.yaml": _BEFORE["models.d/whisper.yaml"],
+    "models.d/embedding.yaml": _EMBED % "aliases: [embeddings]\n",
     "models.d/llama-3.1-8b.yaml": "source: {repo: meta-llama/Llama-3.1-8B-Instruct}\n",
     "models.d/llama-3.1-70b.yaml": (
-        "source: {repo: meta-llama/Llama-3.1-70B-Instruct}\nresources: {tensor_parallel: 4}\n"
+        "source: {repo: meta-llama/Llama-3.1-70B-Instruct}\nengine: {max_model_len: 131072}\n"
     ),
 }
+_LLAMA: Json = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "intermediate_size": 14336,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "max_position_embeddings": 131072,
+}  # fmt: skip
+_QWEN3: Json = {
+    **_LLAMA, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 1024,
+    "num_hidden_layers": 28, "num_attention_heads": 16, "head_dim": 128, "vocab_size": 151936,
+    "intermediate_size": 3072, "tie_word_embeddings": True, "max_position_embeddings": 40960,
+}  # fmt: skip
+_CONFIGS: dict[str, Json] = {
+    "Qwen/Qwen3-0.6B": _QWEN3,
+    "Qwen/Qwen3-Embedding-0.6B": _QWEN3,
+    "microsoft/Phi-4-mini-instruct": {
+        **_LLAMA, "hidden_size": 3072, "num_attention_heads": 24, "intermediate_size": 8192, "vocab_size": 200064,
+        "tie_word_embeddings": True,
+    },
+    "meta-llama/Llama-3.1-8B-Instruct": _LLAMA,
+    "meta-llama/Llama-3.1-70B-Instruct": {
+        **_LLAMA, "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64,
+        "intermediate_size": 28672,
+    },
+}  # fmt: skip
+_FACTS = {
+    Copy(repo, hashlib.sha1(repo.encode(), usedforsecurity=False).hexdigest()): FactsState(Facts(config, None))
+    for repo, config in _CONFIGS.items()
+}
+
+
+class _NothingMeasured:
+    version = 0
+
+    def known(self, key: Key) -> None:
+        """No model ran before."""
 
 
 def main() -> None:
     """Write the picture beside this file."""
-    console = Console(record=True, width=104, file=io.StringIO(), highlight=False)
+    console = Console(record=True, width=124, file=io.StringIO(), highlight=False)
     console.print("$ reconcile --dry-run", style="bold")
-    show_plan(make_plan(_desired(_AFTER), _running(_desired(_BEFORE))), now=0, out=console)
+    running = _running(_desired(_BEFORE, Observed(nodes=(_NODE,))))
+    show_plan(make_plan(_desired(_AFTER, running), running), now=0, out=console)
     console.save_svg(str(_HERE / "plan.svg"), title="models.d edited: what will happen, and why")
 
 
-def _desired(files: dict[str, str]) -> Desired:
-    encoded = {path: text.encode() for path, text in files.items()}
-    return compile_desired(Snapshot(revision="81cc07aa5e21", files=encoded, folder="/srv/models.d"), _RENDERER)
+def _desired(files: dict[str, str], observed: Observed) -> Desired:
+    snapshot = Snapshot(
+        revision="81cc07aa5e21",
+        files={path: text.encode() for path, text in files.items()},
+        folder="/srv/models.d",
+    )
+    commits = {copy.repo: copy.commit for copy in _FACTS}
+    parsed = parse_all(snapshot.files)
+    resolutions = {wanted: Resolution(commits[wanted.repo]) for wanted in wanted_in(parsed)}
+    read = compile_desired(snapshot, _RENDERER, resolutions, parsed=parsed)
+    cluster = Cluster(observed.applications, observed.nodes, observed.routes)
+    return Fitter(_RENDERER, _PLATFORM, _NothingMeasured()).fitted(read, cluster, dict(_FACTS))
 
 
 def _running(desired: Desired) -> Observed:
@@ -69,12 +117,13 @@ def _running(desired: Desired) -> Observed:
                 Status.RUNNING,
                 target.config,
                 target.model,
-                replicas=(Replica("r", "RUNNING"),),
+                replicas=(Replica("r", "RUNNING", node_id=_NODE.id),),
                 demand=target.demand,
             )
             for target in targets
         },
-        nodes=(Node("node", gpus=3),),
+        nodes=(_NODE,),
+        weights={copy: CopyState(Phase.READY) for copy in _FACTS},
         routes={target.model: target.application for target in targets},
         records={
             target.model: Record(target.model, target.file, target.application, target.fields)
