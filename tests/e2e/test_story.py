@@ -330,7 +330,8 @@ def test_edits_under_load_and_kills_in_the_middle(stack: Stack) -> None:
         assert traffic.answered(steady) > 20
     assert traffic.failures() == []
     assert stack.status()[steady]["pids"] == pids, "the second model's engine was touched"
-    assert {event["model"] for event in stack.events("model.start")} == {CHAT, EMBED, steady, "third"}
+    started = {event["model"] for event in stack.events("model.start")} - {"cramped"}
+    assert started == {CHAT, EMBED, steady, "third"}
 
 
 async def test_the_foreign_application_was_not_touched(stack: Stack) -> None:
