@@ -10,6 +10,8 @@ from reconciler.core.state import Demand, Json
 
 MODEL_ENV = "RECONCILE_MODEL"
 """The environment variable by which an application is known to be ours, and whose it is."""
+_CONTEXT = 0.02
+"""Share of a GPU that CUDA's context takes, roughly: it is outside the engine's budget."""
 BASIS_ENV = "RECONCILE_BASIS"
 """Where an application says what its sizes were decided from."""
 
@@ -35,12 +37,16 @@ def demand_of(config: Json) -> Demand:
         placement = llm["placement_group_config"]
         kwargs = llm["engine_kwargs"]
         deployment: Json = next(iter(config.get("deployments") or ()), {})
+        gpus = float(placement["bundle_per_worker"].get("GPU", 0))
+        utilization = float(kwargs.get("gpu_memory_utilization") or 0)
         return Demand(
             ranks=int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1)),
-            gpus=float(placement["bundle_per_worker"].get("GPU", 0)),
+            gpus=gpus,
             one_node=placement.get("strategy") == "STRICT_PACK",
             accelerator=llm.get("accelerator_type"),
             replicas=int((deployment.get("autoscaling_config") or {}).get("min_replicas", 1)),
+            # Of a whole GPU the engine leaves a part alone.
+            memory=utilization + _CONTEXT if gpus == 1 and 0 < utilization < 1 - _CONTEXT else 0.0,
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return Demand()
@@ -52,7 +58,7 @@ def sizing_of(config: Json) -> Sizing:
         llm = config["args"]["llm_configs"][0]
         kwargs = llm["engine_kwargs"]
         known = {field.name: kwargs.get(field.name) for field in fields(Sizing)}
-        bundle = llm["placement_group_config"]["bundle_per_worker"]
+        bundle = (llm.get("placement_group_config") or {}).get("bundle_per_worker") or {}
         return Sizing(**known | {"gpus": float(bundle.get("GPU", 0)), "accelerator": llm.get("accelerator_type")})
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return Sizing()

@@ -15,7 +15,7 @@ from reconciler.core.diff import in_place_changes
 from reconciler.core.main_memory import PROCESSES, source_of
 from reconciler.core.plan import Action, Change, Do, Held, HeldKind
 from reconciler.core.spec import Policy, parse_duration
-from reconciler.core.state import Application, Failure, Json, Status
+from reconciler.core.state import Application, Failure, Json, Status, failure_of
 from reconciler.core.target import Target
 from reconciler.core.turn import Turn
 from reconciler.core.waiting_for_weights import fetch_weights, weights_problem
@@ -27,7 +27,7 @@ def approach(turn: Turn, target: Target) -> None:
     live = turn.live.get(target.model, [])
     wanted = next((app for app in live if app.name == target.application), None)
     others = [app for app in live if app is not wanted]
-    failure = turn.observed.failures.get(target.application)
+    failure = failure_of(turn.observed.failures, target.model, target.application, target.basis)
     if wanted is not None:
         reason = why_failed(turn, wanted, parse_duration(target.spec.lifecycle.load_timeout))
         if reason:
@@ -39,8 +39,9 @@ def approach(turn: Turn, target: Target) -> None:
         turn.held.append(_held_failed(turn, target, failure, live))
         fall_back(turn, target.model, live)
     elif target.waits:
+        # Nothing failed, so nothing comes back: what is there stays as it is for the moment.
         turn.step(Do.AWAIT, target.model, target.application, target.waits)
-        fall_back(turn, target.model, live)
+        turn.hold(live)
     else:
         _bring(turn, target, live)
 
@@ -267,7 +268,7 @@ def _held_failed(turn: Turn, target: Target, failure: Failure, live: list[Applic
     return Held(
         target.model,
         HeldKind.FAILED,
-        f"{failure.reason} (version {target.application}, failed {times})",
+        f"{failure.reason} (version {failure.application}, failed {times})",
         target.file,
         None if only_by_change else failure.retry_at,
     )

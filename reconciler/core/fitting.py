@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from reconciler.core.application import basis_of, sizing_of
@@ -26,9 +26,10 @@ from reconciler.core.fit.measured import Key
 from reconciler.core.fit.measured import key_of as measured_key
 from reconciler.core.fit.sizing import Outcome, Sized, Sizing, on_cpu, on_gpus
 from reconciler.core.packing import Wish, arrange
-from reconciler.core.render import Renderer
+from reconciler.core.placement import Ledger
+from reconciler.core.render import Renderer, RenderError
 from reconciler.core.spec import Policy
-from reconciler.core.state import Application, Demand, Json, Node, Status
+from reconciler.core.state import Application, Demand, Json, Node, Record, Status
 from reconciler.core.target import Fit, Platform, Target
 from reconciler.core.weights import Copy
 
@@ -45,11 +46,22 @@ class Cluster:
     nodes: tuple[Node, ...]
     routes: Mapping[str, str]
     serve: Json | None = None
+    records: Mapping[str, Record] = field(default_factory=dict)
 
     def runs(self, model: str) -> list[Application]:
         """The versions of a model that are there and not being deleted, the one with the traffic first."""
         found = self._by_model.get(model, [])
         return sorted(found, key=lambda app: (app.name != self.routes.get(model), app.name))
+
+    def has_place_for(self, app: Application) -> bool:
+        """It runs, or the GPUs that there are could hold it if they were empty."""
+        if not self.nodes or any(replica.state == "RUNNING" for replica in app.replicas):
+            return True
+        return self._empty.fits(app.demand)
+
+    @functools.cached_property
+    def _empty(self) -> Ledger:
+        return Ledger(self.nodes)
 
     @functools.cached_property
     def homes(self) -> dict[str, list[str]]:
@@ -72,9 +84,8 @@ class Cluster:
 class Measurements(Protocol):
     """What was measured when models ran before."""
 
-    @property
-    def version(self) -> Hashable:
-        """Another one whenever something was measured."""
+    def version(self, model: str) -> Hashable:
+        """Another one whenever something was measured of a model, which goes by its name in a key."""
 
     def known(self, key: Key) -> Known | None:
         """What an estimate may take from it; None where it must do without."""
@@ -100,7 +111,7 @@ class Fitter:
         return frozenset(
             place
             for target in desired.targets.values()
-            if self._running(target, cluster) is None
+            if not self._runs(target, cluster)
             for place in target.reads
         )
 
@@ -115,8 +126,11 @@ class Fitter:
         targets: dict[str, Target] = {}
         choices: dict[str, tuple[Target, ...]] = {}
         for model, target in desired.targets.items():
-            running = self._running(target, cluster)
-            found = (running,) if running is not None else self._sized(target, cluster, facts)
+            try:
+                running = self._running(target, cluster)
+                found = (running,) if running is not None else self._sized(target, cluster, facts)
+            except RenderError as error:
+                running, found = None, (replace(target, unknown=str(error)),)
             targets[model] = found[0]
             if running is None and not _is_held(found[0]):
                 choices[model] = found
@@ -125,13 +139,27 @@ class Fitter:
             memo.sweep()
         return replace(desired, targets=targets, order=order)
 
+    def _runs(self, target: Target, cluster: Cluster) -> bool:
+        try:
+            return self._running(target, cluster) is not None
+        except RenderError:
+            return False
+
     def _running(self, target: Target, cluster: Cluster) -> Target | None:
         """The wanted version as it runs, with the sizes that it was given."""
+        record = cluster.records.get(target.model)
         for app in cluster.runs(target.model):
-            if app.config is not None and basis_of(app.config) == target.basis:
-                same = self._render(target, sizing_of(app.config))
-                if same.application == app.name:
-                    return same
+            # A version of old does not say what it was decided from, and what serves may have been decided from a
+            # file that left open what this one says. The names then tell whether they are the same.
+            known = basis_of(app.config or {}) in ("", target.basis)
+            known = known or (
+                record is not None and (record.application, record.basis) == (app.name, target.basis)
+            )
+            if app.config is None or not known or not cluster.has_place_for(app):
+                continue
+            same = self._render(target, sizing_of(app.config))
+            if same.application == app.name:
+                return same
         return None
 
     def _sized(self, target: Target, cluster: Cluster, facts: Mapping[Place, FactsState]) -> tuple[Target, ...]:
@@ -170,8 +198,10 @@ class Fitter:
         if target.demand.gpus and not classes:
             return Outcome(())
 
+        name = self._digests.get((target, facts), (), lambda: name_of(target, facts))
+
         def measured(engine: Engine, kind: GpuClass | None) -> Known | None:
-            key = self.key_of(target, target.config, kind, facts, engine)
+            key = self.key_of(name, target.config, kind, engine)
             return self._measurements.known(key) if key is not None else None
 
         def decide() -> Outcome:
@@ -182,37 +212,26 @@ class Fitter:
 
         # Models that are alike in these are weighed once.
         asked = target.spec.model_dump_json(include={"engine", "resources", "task", "adapters"})
-        return self._outcomes.get((facts, draft), (asked, classes, self._measurements.version), decide)
+        version = self._measurements.version(name)
+        return self._outcomes.get((facts, draft), (asked, classes, version), decide)
 
-    def key_of(
-        self, target: Target, config: Json, kind: GpuClass | None, facts: Facts, engine: Engine | None = None
-    ) -> Key | None:
+    def key_of(self, name: str, config: Json, kind: GpuClass | None, engine: Engine | None = None) -> Key | None:
         """What a measurement of a version holds for; None where its configuration makes no sense.
 
         Args:
-            target: The version.
+            name: Of the model, from `name_of`.
             config: Its application.
             kind: The GPUs that it runs on; None on the CPU.
-            facts: Of the model.
             engine: While sizes are being decided: those to look up, instead of those in `config`.
         """
-        place = target.reads.model
         return measured_key(
             config,
-            model=f"{place.repo}@{place.commit}" if isinstance(place, Copy) else self._digest_of(facts),
+            model=name,
             vllm=self._platform.vllm,
             gpu="" if kind is None else kind.gpu.name,
             gpu_total=0 if kind is None else kind.gpu.total,
             engine=engine,
         )
-
-    def _digest_of(self, facts: Facts) -> str:
-        """A folder has no commit; what its memory depends on stands for it."""
-
-        def digest() -> str:
-            return hashlib.sha256(json.dumps(facts_to_json(facts), sort_keys=True).encode()).hexdigest()[:16]
-
-        return self._digests.get((facts,), (), digest)
 
     def _choose(
         self, targets: dict[str, Target], choices: Mapping[str, tuple[Target, ...]], cluster: Cluster
@@ -238,6 +257,14 @@ class Fitter:
         if sizing == target.sizing:
             return target
         return self._renders.get((target,), (sizing,), lambda: self._renderer.sized(target, sizing))
+
+
+def name_of(target: Target, facts: Facts) -> str:
+    """By what a measurement knows a model: its commit, or of a folder a digest of what its memory depends on."""
+    place = target.reads.model
+    if isinstance(place, Copy):
+        return f"{place.repo}@{place.commit}"
+    return hashlib.sha256(json.dumps(facts_to_json(facts), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _is_held(target: Target) -> bool:

@@ -92,7 +92,9 @@ def _afterwards(turn: Turn, order: Sequence[Target], removed: Collection[str]) -
     held = {each.model for each in turn.held}
     found: dict[str, Demand] = {}
     for model, apps in turn.live.items():
-        if model in held or (model not in turn.desired.targets and model not in removed):
+        target = turn.desired.targets.get(model)
+        stays = target.waits if target is not None else model not in removed
+        if model in held or stays:
             found |= {app.name: app.demand for app in apps}
     for target in order:
         if target.model not in held and not target.waits:

@@ -32,16 +32,14 @@ class Reads:
 
     Attributes:
         model: None while its commit is not known, or where the engine fetches it itself.
-        draft: The draft model of speculative decoding.
-        adapters: Its LoRA adapters.
+        draft: The draft model of speculative decoding. (LoRA slots have their size whatever the adapters are.)
     """
 
     model: Copy | str | None = None
     draft: Copy | str | None = None
-    adapters: tuple[Copy | str, ...] = ()
 
     def __iter__(self) -> Iterator[Copy | str]:
-        return (each for each in (self.model, self.draft, *self.adapters) if each is not None)
+        return (each for each in (self.model, self.draft) if each is not None)
 
 
 def copies_in(config: Json) -> frozenset[Copy]:
@@ -160,12 +158,7 @@ class ModelSource:
     @property
     def reads(self) -> Reads:
         """Where everything is that decides how much memory the model takes."""
-        adapters = (self._places.get(adapter["path"]) for adapter in self.adapters)
-        return Reads(
-            self._places.get(self.model),
-            self._places.get(self.draft or ""),
-            tuple(place for place in adapters if place is not None),
-        )
+        return Reads(self._places.get(self.model), self._places.get(self.draft or ""))
 
     def _local(self, path: str, role: Role) -> str:
         found = posixpath.normpath(posixpath.join(self._folder, path))

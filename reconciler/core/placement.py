@@ -238,7 +238,8 @@ class Ledger:
             return "no GPU in the cluster"
         usable = (node.free[at] - node.foreign[at] for node in self._nodes for at in range(len(node.free)))
         shares = sorted((units for units in usable if units > 0), reverse=True)
-        return (" + ".join(f"{units / UNITS:.2f}" for units in shares) or "0") + " GPU free"
+        # Rounded down: what is said to be free is.
+        return (" + ".join(f"{units * 100 // UNITS / 100:.2f}" for units in shares) or "0") + " GPU free"
 
     def loads(self) -> dict[tuple[int, int], Load]:
         """What is reserved now, by the numbers of node and device."""

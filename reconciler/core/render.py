@@ -15,7 +15,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from reconciler.core.application import BASIS_ENV, MODEL_ENV, deployment_name, model_of
-from reconciler.core.fit.sizing import Sizing
+from reconciler.core.fit.sizing import Sizing, cpu_batch
 from reconciler.core.model_source import ModelSource
 from reconciler.core.spec import ModelSpec, Task
 from reconciler.core.state import Demand, Json
@@ -183,7 +183,6 @@ def _decided(spec: ModelSpec, platform: Platform, sizing: Sizing) -> Json:
         "max_num_batched_tokens": engine.max_num_batched_tokens,
         # The CPU engine knows no such share, and its cache has a size of its own.
         **({} if on_cpu else {"gpu_memory_utilization": engine.gpu_memory_utilization}),
-        **({} if on_cpu else {"kv_cache_memory_bytes": engine.kv_cache_memory_gib}),
     }
     return {
         key: value
@@ -204,12 +203,14 @@ def _engine_kwargs(spec: ModelSpec, platform: Platform) -> Json:
     engine = spec.engine
     on_cpu = _on_cpu(spec, platform)
     # vLLM's own defaults for both bounds depend on the GPU it sees, and fall to the small class on a node that
-    # sees none, so they are always set.
-    default_batch = (2048 if on_cpu else 8192) if spec.task is Task.GENERATE else None
+    # sees none, so they are always set; on GPUs whose memory is known, by what suits them (`fit.sizing`).
+    default_seqs, default_batch = (
+        cpu_batch(spec) if on_cpu else (256, 8192 if spec.task is Task.GENERATE else None)
+    )
     kv_cache_gib = _chosen(engine.kv_cache_memory_gib, platform.cpu_kv_cache_gib if on_cpu else None)
     kwargs: Json = {
         "max_model_len": _chosen(engine.max_model_len),
-        "max_num_seqs": _chosen(engine.max_num_seqs, 16 if on_cpu else 256),
+        "max_num_seqs": _chosen(engine.max_num_seqs, default_seqs),
         "max_num_batched_tokens": _chosen(engine.max_num_batched_tokens, default_batch),
         "kv_cache_memory_bytes": None if kv_cache_gib is None else int(kv_cache_gib * _GIB),
         "gpu_memory_utilization": None if on_cpu else _chosen(engine.gpu_memory_utilization),

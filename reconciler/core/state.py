@@ -127,11 +127,15 @@ class Record:
     spec: Json
     previous: Json | None = None
     recent: tuple[str, ...] = ()
+    basis: str = ""
+    """What its sizes were decided from, or might have been: while it serves they stay."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A version that could not be brought up. It belongs to (model, digest): another digest starts afresh."""
+    """A version that could not be brought up. It belongs to the model and the digest of what its sizes are decided
+    from: a version with other sizes waits as well, another file starts afresh.
+    """
 
     model: str
     application: str
@@ -141,6 +145,16 @@ class Failure:
     """Seconds since the epoch of the last attempt's end."""
     retry_at: float
     """Seconds since the epoch before which it is not tried again."""
+    basis: str = ""
+    """What its sizes were decided from; empty where nobody knows."""
+
+
+def failure_of(failures: Mapping[str, Failure], model: str, application: str, basis: str) -> Failure | None:
+    """The failure of a version, or the last one of the same with other sizes; None where there was none."""
+    if application in failures:
+        return failures[application]
+    same = (each for each in failures.values() if basis and (each.model, each.basis) == (model, basis))
+    return max(same, key=lambda each: each.at, default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ class Turn:
     def __post_init__(self) -> None:
         self._placed: dict[str, Demand] = {}
         self._loading = 0
+        self._in_the_way: list[tuple[str, list[str]]] | None = None
         for app in self.observed.applications.values():
             if app.model is None:
                 if app.config is not None and app.status is not Status.DELETING:
@@ -114,13 +115,10 @@ class Turn:
 
         Empty where a few would not do. Never one that is pinned.
         """
-        others = [
-            (target.spec.lifecycle.priority, other, [app.name for app in self.live[other]])
-            for other, target in self.desired.targets.items()
-            if other != model and other in self.live and target.spec.lifecycle.policy is not Policy.PINNED
-        ]
         gone: list[tuple[str, list[str]]] = []
-        for _, other, names in sorted(others)[:_MOST_IN_THE_WAY]:
+        for other, names in self._movable():
+            if other == model:
+                continue
             gone.append((other, names))
             if self.fits_without(demand, [name for _, each in gone for name in each]):
                 break
@@ -132,6 +130,18 @@ class Turn:
             if self.fits_without(demand, [name for _, names in rest for name in names]):
                 gone = rest
         return tuple(other for other, _ in gone)
+
+    def _movable(self) -> list[tuple[str, list[str]]]:
+        """The least important models that are there, with their applications."""
+        if self._in_the_way is None:
+            targets = self.desired.targets
+            others = [
+                (targets[model].spec.lifecycle.priority, model, [app.name for app in apps])
+                for model, apps in self.live.items()
+                if model in targets and targets[model].spec.lifecycle.policy is not Policy.PINNED
+            ]
+            self._in_the_way = [(model, names) for _, model, names in sorted(others)[:_MOST_IN_THE_WAY]]
+        return self._in_the_way
 
     def memory_of(self, config: Json) -> int:
         """Bytes of main memory that an application takes, where its engine computes on the CPU."""

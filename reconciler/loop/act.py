@@ -7,7 +7,7 @@ run beside the loop), and last the one PUT, guarded by a second look.
 import asyncio
 from collections.abc import Callable
 
-from reconciler.core.application import adapter_names
+from reconciler.core.application import adapter_names, basis_of
 from reconciler.core.desired import Desired
 from reconciler.core.keep import recent_after, what_to_keep
 from reconciler.core.plan import Do, Plan, Step
@@ -108,7 +108,8 @@ class Actor:
         app = observed.applications.get(step.application)
         if is_vague(reason) and app is not None:
             reason = await self._reason_from_logs(app) or reason
-        failure = self._memory.fail(step.model, step.application, reason, observed.now)
+        basis = basis_of(app.config or {}) if app is not None else ""
+        failure = self._memory.fail(step.model, step.application, reason, observed.now, basis)
         log.error(
             "model.failed",
             model=step.model,
@@ -137,8 +138,10 @@ class Actor:
     def _record(self, step: Step, desired: Desired) -> None:
         target = desired.targets[step.model]
         recent = recent_after(self._memory.records.get(step.model), target.copies, self._keep_versions)
-        self._memory.record(Record(step.model, target.file, target.application, target.fields, recent=recent))
-        self._memory.forgive(target.application)
+        self._memory.record(
+            Record(step.model, target.file, target.application, target.fields, recent=recent, basis=target.basis)
+        )
+        self._memory.forgive(target.application, target.basis)
         log.info("model.recorded", model=step.model, application=step.application, revision=desired.revision)
 
     def _fetch(self, steps: list[Step], desired: Desired, observed: Observed) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 
 from reconciler.core.fit.classes import classes_of
-from reconciler.core.fitting import Fitter
+from reconciler.core.fitting import Fitter, name_of
 from reconciler.core.state import Application, Observed
 from reconciler.core.target import Target
 from reconciler.host.log import get_logger
@@ -54,7 +54,8 @@ class AfterStart:
         kinds = classes_of(node for node in observed.nodes if node.id in homes) if app.demand.gpus else ()
         if facts is None or (app.demand.gpus and not kinds):
             return
-        key = self._fitter.key_of(target, app.config, kinds[0] if kinds else None, facts)
+        name = await asyncio.to_thread(name_of, target, facts)
+        key = self._fitter.key_of(name, app.config, kinds[0] if kinds else None)
         if key is None:
             return
         try:

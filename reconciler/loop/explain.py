@@ -140,6 +140,6 @@ async def _live(settings: Settings) -> tuple[tuple[Node, ...], Mapping[str, Appl
 
 def _room(target: Target, nodes: tuple[Node, ...], apps: Mapping[str, Application]) -> str:
     placed = {name: app.demand for name, app in apps.items() if app.model not in (None, target.model)}
-    ledger = Ledger(nodes, placed)
+    ledger = Ledger(nodes, placed, Cluster(apps, nodes, {}).homes)
     free = ledger.describe_free()
     return f"there is room for it now: {free}" if ledger.fits(target.demand) else f"no room for it now: {free}"

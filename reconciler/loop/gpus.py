@@ -12,7 +12,7 @@ from reconciler.core.state import Application, Device, Node
 from reconciler.host.nvml import Gpus
 from reconciler.host.settings import Settings
 from reconciler.loop.memory import Memory
-from reconciler.ray_serve.client import ServeClient
+from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
 from reconciler.ray_serve.gpus import readings
 from reconciler.ray_serve.observed import nodes
 
@@ -65,13 +65,17 @@ class GpuObserver:
             return tuple(dataclasses.replace(node, devices=self._made_up(node)) for node in found)
         local = await asyncio.to_thread(self._here.readings)
         wanted = any(app.demand.gpus > 0 for app in applications.values())
-        return tuple([await self._with_devices(node, local, wanted=wanted) for node in found])
+        return tuple(await asyncio.gather(*(self._with_devices(node, local, wanted=wanted) for node in found)))
 
     async def _with_devices(self, node: Node, local: tuple[Reading, ...], *, wanted: bool) -> Node:
-        read = await self._read(node.id, local)
         known = self._last.get(node.id, ())
+        try:
+            read = await self._read(node.id, local)
+        except ServeUnreachableError:
+            read = ()  # One agent that does not answer is no reason to stop everything.
         if not read:
-            return dataclasses.replace(node, devices=known)
+            here = self._local_nodes.get(node.id, False)
+            return dataclasses.replace(node, devices=_vanished(known, ()) if here else known)
         seen = devices(read, promised=wanted or node.gpus_foreign > 0)
         seen = (*(self._settled(node.id, device) for device in seen), *_vanished(known, seen))
         if len(seen) != int(node.gpus):

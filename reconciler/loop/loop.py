@@ -217,4 +217,5 @@ class Loop:
             self._weights.revisions.forget(wanted_in(self._parsed[1]), others)
             self._weights.forget({copy for target in look.desired.targets.values() for copy in target.copies})
             self._facts.forget({place for target in look.desired.targets.values() for place in target.reads})
-        self._memory.forget_failures({t.application for t in look.desired.targets.values()} | previous)
+        targets = look.desired.targets.values()
+        self._memory.forget_failures({t.application for t in targets} | previous, {t.basis for t in targets})

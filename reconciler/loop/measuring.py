@@ -50,17 +50,22 @@ class Measuring:
     ) -> None:
         self._file = folder / FILE
         self._wall_clock = wall_clock
+        # Replaced whole, never changed: plans are made in a thread of their own.
         self._entries = _read(self._file, put_aside=not read_only)
-        self.version = 0
-        """Another one whenever something was measured."""
+        self._of_model: dict[str, dict[Key, Measured]] = {}
+        self._index()
+
+    def version(self, model: str) -> float:
+        """Another one whenever something was measured of a model."""
+        return max((each.at for each in self._of_model.get(model, {}).values()), default=0.0)
 
     def measured(self, key: Key) -> Measured | None:
         """What was measured with just these settings; else with others, where the weights are the same."""
-        return look_up(self._entries, key)
+        return look_up(self._of_model.get(key.model, {}), key)
 
     def known(self, key: Key) -> Known | None:
         """The same as terms of an estimate; None where it must do without."""
-        found = look_up(self._entries, key)
+        found = self.measured(key)
         return known_of(found, pipeline_parallel=key.pipeline_parallel) if found is not None else None
 
     async def measure(self, app: Application, key: Key, client: ServeClient) -> Measured | None:
@@ -83,10 +88,10 @@ class Measuring:
             return None
         key = replace(key, vllm=facts.version or key.vllm)
         # The newest stand last.
-        self._entries[key] = updated(self._entries.pop(key, None), found)
-        self.version += 1
-        for oldest in list(self._entries)[:-_MOST_ENTRIES]:
-            del self._entries[oldest]
+        others = {other: each for other, each in self._entries.items() if other != key}
+        entries = [*others.items(), (key, updated(self._entries.get(key), found))]
+        self._entries = dict(entries[-_MOST_ENTRIES:])
+        self._index()
         write_atomic(self._file, json.dumps(entries_to_json(self._entries), indent=1, sort_keys=True) + "\n")
         log.info(
             "model.measured",
@@ -97,6 +102,12 @@ class Measuring:
             load_seconds=found.load_seconds,
         )
         return self._entries[key]
+
+    def _index(self) -> None:
+        found: dict[str, dict[Key, Measured]] = {}
+        for key, each in self._entries.items():
+            found.setdefault(key.model, {})[key] = each
+        self._of_model = found
 
 
 def _read(file: Path, *, put_aside: bool) -> dict[Key, Measured]:

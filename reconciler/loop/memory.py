@@ -16,7 +16,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from reconciler.core.backoff import delay
-from reconciler.core.state import Application, Demand, Failure, Json, Record
+from reconciler.core.state import Application, Demand, Failure, Json, Record, failure_of
 from reconciler.host.files import write_atomic
 
 _FOREIGN_WINDOW_SECONDS = 12.0
@@ -63,24 +63,42 @@ class Memory:
         record = self.records.get(model) or Record(model, "", config["name"], {})
         self.record(dataclasses.replace(record, previous=config))
 
-    def fail(self, model: str, application: str, reason: str, now: float) -> Failure:
-        """Note that a version could not be brought up; gives the note with the time of the next try."""
-        before = self.failures.get(application)
+    def fail(self, model: str, application: str, reason: str, now: float, basis: str = "") -> Failure:
+        """Note that a version could not be brought up; gives the note with the time of the next try.
+
+        Args:
+            model: Its model.
+            application: The version.
+            reason: In words.
+            now: Seconds since the epoch.
+            basis: What its sizes were decided from: tries with other sizes count together.
+        """
+        before = failure_of(self.failures, model, application, basis)
         attempts = before.attempts + 1 if before is not None else 1
-        failure = Failure(model, application, reason, attempts, now, now + delay(attempts))
+        failure = Failure(model, application, reason, attempts, now, now + delay(attempts), basis)
         self.failures[application] = failure
         self._save_failures()
         return failure
 
-    def forgive(self, application: str) -> None:
-        """The version came up: its failures are history."""
-        if self.failures.pop(application, None) is not None:
+    def forgive(self, application: str, basis: str = "") -> None:
+        """The version came up: its failures, and those of the same with other sizes, are history."""
+        gone = [
+            name for name, each in self.failures.items() if name == application or (basis and each.basis == basis)
+        ]
+        for name in gone:
+            del self.failures[name]
+        if gone:
             self._save_failures()
 
-    def forget_failures(self, wanted: Iterable[str]) -> None:
-        """Forget failures of versions that nobody wants any more (a revert gets a fresh try)."""
-        keep = set(wanted)
-        gone = [application for application in self.failures if application not in keep]
+    def forget_failures(self, wanted: Iterable[str], bases: Iterable[str] = ()) -> None:
+        """Forget failures of versions that nobody wants any more (a revert gets a fresh try).
+
+        Args:
+            wanted: Applications.
+            bases: What the sizes of wanted versions are decided from.
+        """
+        keep, kept = set(wanted), set(bases)
+        gone = [name for name, each in self.failures.items() if name not in keep and each.basis not in kept]
         for application in gone:
             del self.failures[application]
         if gone:

@@ -88,7 +88,7 @@ class Observer:
         routes = {model: name for model, name in (await self._edge.routes()).items() if model not in adapters}
         apps = self._memory.see(found, routes)
         nodes = await self._gpus.nodes(apps) if self._gpus is not None else ()
-        return Cluster(apps, nodes, routes, serve_settings(instance))
+        return Cluster(apps, nodes, routes, serve_settings(instance), dict(self._memory.records))
 
     async def observe(self, desired: Desired, cluster: Cluster, *, sizes: bool = False) -> Observed:
         """Everything else, for the versions that are wanted.

@@ -87,6 +87,15 @@ class Hub:
         Raises:
             WeightsError: It cannot be had.
         """
+        try:
+            return self._info(repo, revision)
+        except WeightsError as error:
+            if error.trouble is not Trouble.UNREACHABLE:
+                raise
+        # A connection that was kept open may have died unnoticed; a new one tells whether the hub has.
+        return self._info(repo, revision)
+
+    def _info(self, repo: str, revision: str | None) -> Any:  # noqa: ANN401 -- the hub's own record
         from huggingface_hub import HfApi  # noqa: PLC0415
 
         _quiet()

@@ -10,6 +10,7 @@ from reconciler.core.fit.gpus import GIB, MIB
 from reconciler.core.state import Application, Demand, Json, Node, Status
 from reconciler.loop.gpus import GpuObserver, here_alone
 from reconciler.loop.memory import Memory
+from reconciler.ray_serve.client import ServeUnreachableError
 
 
 class Dashboard:
@@ -17,6 +18,7 @@ class Dashboard:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.broken: set[str] = set()
         self.details: dict[str, Json] = {"a": gpus("GPU-a0", "GPU-a1"), "b": gpus("GPU-b0", "GPU-b1")}
 
     async def nodes(self) -> list[Json]:
@@ -34,6 +36,8 @@ class Dashboard:
 
     async def node_details(self, node_id: str) -> Json:
         self.asked.append(node_id)
+        if node_id in self.broken:
+            raise ServeUnreachableError("HTTP 500")
         return self.details[node_id]
 
 
@@ -51,8 +55,11 @@ class Here:
     def __init__(self) -> None:
         self.foreign = 0
         self.failed = ""
+        self.gone = False
 
     def readings(self) -> tuple[Reading, ...]:
+        if self.gone:
+            return ()
         stranger = Process(self.foreign, False)
         return (
             Reading(0, "GPU-a0", "X", 23 * GIB, self.foreign, (stranger,) if self.foreign else (), self.failed),
@@ -130,6 +137,20 @@ async def test_an_agent_that_says_nothing_for_a_while_changes_nothing(world: Wor
     world.dashboard.details["b"] = {}
     world.now += 10
     assert (await world.nodes())["b"].devices == before
+
+
+async def test_one_agent_that_does_not_answer_stops_nothing(world: World) -> None:
+    before = await world.nodes()
+    del world.dashboard.details["b"]["gpus"]
+    world.dashboard.broken = {"b"}
+    world.now += 10
+    assert await world.nodes() == before
+
+
+async def test_a_driver_that_went_away_takes_its_gpus_with_it(world: World) -> None:
+    await world.nodes()
+    world.here.gone = True
+    assert all(device.failed for device in (await world.nodes())["a"].devices)
 
 
 async def test_where_ray_counts_other_gpus_than_the_driver_nobody_can_tell(world: World) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from reconciler.core.fit.gpus import Gpu, gpu, of_total
 from reconciler.core.state import Device, Node
 
+_ALIKE = 1.02
+
 
 @dataclass(frozen=True, slots=True)
 class GpuClass:
@@ -20,12 +22,14 @@ class GpuClass:
         accelerator: How Ray is asked for them; None where any GPU of the cluster will do.
         per_node: GPUs of the node that has most.
         count: GPUs in all.
+        mixed: There are larger ones among them.
     """
 
     gpu: Gpu
     accelerator: str | None
     per_node: int
     count: int
+    mixed: bool = False
 
     def __str__(self) -> str:
         return f"{self.gpu.name or self.accelerator or 'GPU'} ({self.gpu.total / 2**30:.2f} GiB)"
@@ -58,7 +62,8 @@ def classes_of(nodes: Iterable[Node], wanted: str = "auto") -> tuple[GpuClass, .
 def _class(found: list[tuple[Gpu, int]], accelerator: str | None) -> GpuClass:
     smallest = min((memory for memory, _ in found), key=lambda memory: memory.total)
     counts = [count for _, count in found]
-    return GpuClass(smallest, accelerator, max(counts), sum(counts))
+    mixed = any(memory.total > smallest.total * _ALIKE for memory, _ in found)
+    return GpuClass(smallest, accelerator, max(counts), sum(counts), mixed)
 
 
 def _memory(node: Node) -> list[tuple[Gpu, int]]:

@@ -106,7 +106,7 @@ def gpu(name: str) -> Gpu:
 
 def of_total(total: int, *, used: int = 0, name: str = "") -> Gpu:
     """A GPU of which only the memory is known."""
-    return Gpu(total, used, large_batches=total >= _LARGE and not name.startswith("a100"), name=name)
+    return Gpu(total, used, large_batches=total >= _LARGE and "a100" not in name.lower(), name=name)
 
 
 def cuda_total(nvml_total: int) -> int:

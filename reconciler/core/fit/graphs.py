@@ -16,15 +16,19 @@ _GRAPHS_SAFE, _GRAPHS_MORE = 2.0, 200 * MIB
 
 _MOST, _MOST_BLACKWELL = 512, 1024
 _PIECEWISE, _NO_GRAPHS = 1, 0
+_MOST_ASKED = 16384
+"""Far more than fits on any GPU; what a file asks for beyond that makes no difference."""
 
 
 def graph_sizes(batch: Batch) -> tuple[int, ...]:
     """Batch sizes that graphs are captured for, in tokens (`_set_cudagraph_sizes` in vllm/config/vllm.py)."""
     limit, each = _MOST_BLACKWELL if batch.blackwell else _MOST, 1 + batch.speculative_tokens
-    most = batch.capture or min(batch.seqs * each * 2, limit)
+    most = min(batch.capture, _MOST_ASKED) or min(batch.seqs * each * 2, limit)
     decoding: set[int] = set()
     if each > 1 and not batch.capture:
-        decoding = {size for size in _counts(batch.seqs, each) if size <= min(most, batch.tokens)}
+        bound = min(most, batch.tokens)
+        # Of what vLLM counts up to the number of sequences, only what is within the bound has to be looked at.
+        decoding = {size for size in _counts(min(batch.seqs, bound // each + 16), each) if size <= bound}
     most = min(most, batch.tokens)
     sizes = set(range(1, min(most, 32) + 1)) if batch.interactive else {size for size in (1, 2, 4) if size <= most}
     sizes |= {*range(8, min(most + 1, 256), 8), *range(256, most + 1, 16)} | decoding

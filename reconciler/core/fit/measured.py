@@ -20,6 +20,8 @@ from reconciler.core.state import Json
 
 _VERSION = 1
 """Of the JSON."""
+_SHARE = "VLLM_RAY_PER_WORKER_GPUS"
+"""Follows the share of the GPU, which is not part of a key."""
 _NOT_PROFILED = ("gpu_memory_utilization", "kv_cache_memory_bytes")
 
 Bytes = Annotated[int, Field(ge=0, le=2**60)]
@@ -221,5 +223,5 @@ def _sizes(engine: Engine) -> Json:
 def _digest(kwargs: Mapping[str, Any], env: Mapping[str, Any]) -> str:
     """Of settings that have no field of their own, vLLM's environment variables among them."""
     settings = {name: value for name, value in kwargs.items() if name not in _NOT_PROFILED}
-    variables = {name: value for name, value in env.items() if name.startswith("VLLM_")}
+    variables = {name: value for name, value in env.items() if name.startswith("VLLM_") and name != _SHARE}
     return hashlib.sha256(json.dumps([settings, variables], sort_keys=True).encode()).hexdigest()[:16]

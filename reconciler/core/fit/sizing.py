@@ -14,15 +14,16 @@ from reconciler.core.fit.declared import Declared
 from reconciler.core.fit.engine import Engine, with_defaults
 from reconciler.core.fit.estimate import Estimate, estimate
 from reconciler.core.fit.extras import Known
-from reconciler.core.fit.gpus import GIB, of_total
+from reconciler.core.fit.gpus import GIB, Gpu
 from reconciler.core.fit.parallel import pipeline_sizes, tensor_sizes
 from reconciler.core.fit.solve import highest_share, least_share, longest_context
-from reconciler.core.spec import ModelSpec
+from reconciler.core.spec import ModelSpec, Task
 
 USEFUL_CONTEXT = 8192
 """Tokens. With `max_model_len: auto`, a parallel size that leaves less (of a model with more) is too small."""
 _SMALL_BATCH = (64, 2048)
 """`max_num_seqs` and `max_num_batched_tokens` that are tried where vLLM's own defaults do not fit."""
+_CPU_SEQS, _CPU_TOKENS = 16, 2048
 _MORE_THAN_HALF = 0.5001
 _NO_LIMIT = 2**60
 
@@ -98,8 +99,17 @@ def on_gpus(model: Declared, spec: ModelSpec, classes: tuple[GpuClass, ...], mea
     assert kind is not None
     ranks = _ranks(nearest.found)
     where = f"{ranks} x {kind}" if ranks > 1 else str(kind)
+    if kind.mixed:
+        where += ", the smallest of GPUs that Ray cannot tell apart"
     advice = advise(model.model, model.weigh, nearest.found, kind.per_node)
     return Outcome((nearest,), f"on {where}: {nearest.found.reason}", tuple(map(str, advice)))
+
+
+def cpu_batch(spec: ModelSpec) -> tuple[int, int | None]:
+    """`max_num_seqs` and `max_num_batched_tokens` of an engine on the CPU; None where vLLM's own will do."""
+    seqs, tokens = spec.engine.max_num_seqs, spec.engine.max_num_batched_tokens
+    own = _CPU_TOKENS if spec.task is Task.GENERATE else None
+    return (_CPU_SEQS if seqs == "auto" else seqs), (own if tokens == "auto" else tokens)
 
 
 def on_cpu(model: Declared, spec: ModelSpec, kv_cache_bytes: int, measured: Measured) -> Outcome:
@@ -116,9 +126,15 @@ def on_cpu(model: Declared, spec: ModelSpec, kv_cache_bytes: int, measured: Meas
     Raises:
         ValueError: A dtype is not known.
     """
-    gpu = of_total(_NO_LIMIT)
-    engine = replace(model.engine, kv_cache_memory_bytes=model.engine.kv_cache_memory_bytes or kv_cache_bytes)
-    known = measured(with_defaults(model.model, engine, gpu), None)
+    gpu = Gpu(_NO_LIMIT)
+    seqs, tokens = cpu_batch(spec)
+    engine = replace(
+        model.engine,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens or _CPU_TOKENS,
+        kv_cache_memory_bytes=model.engine.kv_cache_memory_bytes or kv_cache_bytes,
+    )
+    known = measured(replace(engine, max_num_batched_tokens=tokens or 0), None)
     found = estimate(model.model, model.parts, engine, gpu, known, model.extras)
     if found.needed_kv <= engine.kv_cache_memory_bytes:
         return Outcome((Sized(Sizing(), found, measured=known is not None),))
@@ -133,7 +149,10 @@ def on_cpu(model: Declared, spec: ModelSpec, kv_cache_bytes: int, measured: Meas
 def _best(model: Declared, spec: ModelSpec, kind: GpuClass, measured: Measured) -> Sized:
     """The smallest parallel size that is sufficient; else what comes nearest."""
     best: Sized | None = None
+    weights = sum(part.bytes for part in model.parts) - model.engine.cpu_offload_gb * GIB
     for tensor, pipeline in _sizes(model, spec, kind):
+        if best is not None and pipeline > 1 and weights / (tensor * pipeline) > kind.gpu.total:
+            continue  # There are many such sizes, and the weights alone are too large.
         engine = replace(model.engine, tensor_parallel=tensor, pipeline_parallel=pipeline)
         way = _batched(model, spec, engine, kind, measured)
         if way.found.fits_safely and _is_useful(model, spec, way.found):
@@ -206,8 +225,9 @@ def _shared(model: Declared, spec: ModelSpec, engine: Engine, kind: GpuClass, me
         length = longest_context(architecture, parts, engine, gpu, known=known, extras=extras, safely=True)
         if not length:
             length = longest_context(architecture, parts, engine, gpu, known=known, extras=extras, safely=False)
-        length = length or min(USEFUL_CONTEXT, engine.max_model_len)
-        found = estimate(architecture, parts, replace(engine, max_model_len=length), gpu, known, extras)
+        engine = replace(engine, max_model_len=length or min(USEFUL_CONTEXT, engine.max_model_len))
+        known = measured(engine, kind) or known
+        found = estimate(architecture, parts, engine, gpu, known, extras)
     engine = found.engine
     budget = found.requested + found.context.safe
     if engine.kv_cache_memory_bytes:
