@@ -22,8 +22,9 @@ from ortools.sat.python import cp_model
 
 from bench import machine
 from bench.measure import table, verdict
+from reconciler.core.gpu_node import UNITS
 from reconciler.core.packing import Wish, arrange
-from reconciler.core.placement import UNITS, Ledger
+from reconciler.core.placement import Ledger
 from reconciler.core.state import Demand, Device, Node
 
 MODELS, AIM_SECONDS = 1000, 1.0

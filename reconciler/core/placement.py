@@ -17,30 +17,18 @@ from Ray. CPUs and main memory of nodes are not looked at, nor are replicas of a
 
 import heapq
 import itertools
-import math
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
+from reconciler.core.gpu_node import UNITS, GpuNode, Key, Piece, fill, foreign_of, hopeless, pieces_of, units_of
 from reconciler.core.state import Demand, Node
-
-UNITS = 10_000
-"""Ray counts in ten-thousandths of a GPU."""
 
 ATTEMPTS = 30
 """The GCS tries once a second; what needs more nodes than that before it finds one does not fit."""
-_Key: TypeAlias = tuple[int, int, tuple[int, ...], int]
-
-
-class _Piece(NamedTuple):
-    """Where a part of a replica is: the node's and the device's number, and how much of the device it has."""
-
-    place: int
-    device: int
-    units: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,56 +62,10 @@ class Bar:
     failed: str
 
 
-class _Node:
-    """The devices of one node in units: what Ray has free on each, and what is foreign on each."""
-
-    __slots__ = ("accelerator", "foreign", "free", "kind", "left", "pieces", "place", "seen")
-
-    def __init__(self, place: int, free: list[int], foreign: tuple[int, ...], kind: int, accelerator: str) -> None:
-        self.place = place
-        self.free = free
-        self.foreign = foreign
-        self.kind = kind
-        """Nodes of one kind have the same `foreign`."""
-        self.accelerator = accelerator
-        self.left = self.seen = sum(free)
-        """What is left, and what Serve and the GCS believe to be left."""
-        self.pieces = 0
-        """How many pieces of our replicas it has: Serve prefers a node that has any."""
-
-    def key(self) -> _Key:
-        """Sorts by what seems left; nodes that differ in the last part alone are interchangeable."""
-        return (self.seen, self.kind, tuple(self.free), self.place)
-
-    def find(self, units: int, count: int) -> list[_Piece]:
-        """The devices that Ray picks for `count` pieces, up to the first one for which there is none."""
-        free = self.free.copy()
-        pieces: list[_Piece] = []
-        while len(pieces) < count:
-            best, least = -1, UNITS + 1
-            for device, available in enumerate(free):
-                if units <= available < least:
-                    best, least = device, available
-            if best < 0:
-                break
-            free[best] = least - units
-            pieces.append(_Piece(self.place, best, units))
-        return pieces
-
-    def has_memory(self, pieces: Iterable[_Piece], spare: int) -> bool:
-        """Others have left enough memory on the devices that Ray picked; `spare` units of each stay unused."""
-        free = self.free.copy()
-        for _, device, units in pieces:
-            free[device] -= units
-            if free[device] + spare < self.foreign[device]:
-                return False
-        return True
-
-
 class _Before(NamedTuple):
     """A node as it was, so that what was tried can be undone."""
 
-    node: _Node
+    node: GpuNode
     free: list[int]
     left: int
     seen: int
@@ -133,7 +75,7 @@ class _Before(NamedTuple):
 class _Use(NamedTuple):
     """What an application has, and how many of its demands may span nodes."""
 
-    pieces: tuple[_Piece, ...]
+    pieces: tuple[Piece, ...]
     spanning: int
 
 
@@ -142,7 +84,7 @@ class _Index:
 
     __slots__ = ("busy", "idle")
 
-    def __init__(self, busy: list[_Key], idle: list[_Key]) -> None:
+    def __init__(self, busy: list[Key], idle: list[Key]) -> None:
         self.busy = busy
         self.idle = idle
 
@@ -165,7 +107,7 @@ class Ledger:
         homes: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._observed = nodes
-        self._nodes: list[_Node] = []
+        self._nodes: list[GpuNode] = []
         self._indices: dict[str, _Index] = {}
         self._uses: dict[str, _Use] = {}
         self._failed: set[tuple[int, int]] = set()
@@ -174,18 +116,18 @@ class Ledger:
         """How many applications may span nodes: Serve's packing is off while there is any."""
         kinds: dict[tuple[int, ...], int] = {}
         for place, observed in enumerate(nodes):
-            foreign = _foreign_of(observed)
+            foreign = foreign_of(observed)
             kind = kinds.setdefault(foreign, len(kinds))
-            node = _Node(place, [UNITS] * len(foreign), foreign, kind, observed.accelerator or "")
+            node = GpuNode(place, [UNITS] * len(foreign), foreign, kind, observed.accelerator or "")
             self._nodes.append(node)
             self._insert(node)
         self._settle(placed, homes or {})
         self._others: dict[tuple[int, int], int] = {}
         for node, observed in zip(self._nodes, nodes, strict=True):
-            self._reserve(self._pieces_of_others(node, _units(observed.gpus_foreign)), replicas=0)
+            self._reserve(self._pieces_of_others(node, units_of(observed.gpus_foreign)), replicas=0)
             for device in observed.devices:
                 if device.failed and 0 <= device.index < len(node.free):
-                    self._reserve([_Piece(node.place, device.index, node.free[device.index])], replicas=0)
+                    self._reserve([Piece(node.place, device.index, node.free[device.index])], replicas=0)
                     self._failed.add((node.place, device.index))
         self._journal.clear()
 
@@ -281,10 +223,10 @@ class Ledger:
 
     # --- how it is placed -------------------------------------------------------------------------------
 
-    def _place(self, demand: Demand) -> list[_Piece] | None:
+    def _place(self, demand: Demand) -> list[Piece] | None:
         """Reserve every replica where it goes; None where one goes nowhere: then `back_to` has to follow."""
-        share = _units(demand.gpus)
-        placed: list[_Piece] = []
+        share = units_of(demand.gpus)
+        placed: list[Piece] = []
         if share <= 0 or demand.ranks <= 0:
             return placed
         if share > UNITS and share % UNITS:
@@ -297,10 +239,10 @@ class Ledger:
             placed += pieces
         return placed
 
-    def _find(self, demand: Demand, share: int) -> list[_Piece] | None:
+    def _find(self, demand: Demand, share: int) -> list[Piece] | None:
         """Ray's STRICT_PACK, with Serve's choice as the target that is tried first."""
-        total, units, count = share * demand.ranks, *_pieces_of(demand, share)
-        target: _Node | None = None
+        total, units, count = share * demand.ranks, *pieces_of(demand, share)
+        target: GpuNode | None = None
         packing = not self._spanning
         for _ in range(ATTEMPTS):
             if target is not None and target.seen >= total:
@@ -308,7 +250,7 @@ class Ledger:
             else:
                 tied = list(self._candidates(total, demand.accelerator, packing=packing and target is None))
             found = [node.find(units, count) for node in tied]
-            if not found or any(map(_hopeless, tied, found, itertools.repeat(demand))):
+            if not found or any(map(hopeless, tied, found, itertools.repeat(demand))):
                 return None
             if len(found[0]) == count:
                 return found[0]
@@ -316,7 +258,7 @@ class Ledger:
             self._mislead(tied[0], total)
         return None
 
-    def _candidates(self, total: int, accelerator: str | None, *, packing: bool) -> Iterator[_Node]:
+    def _candidates(self, total: int, accelerator: str | None, *, packing: bool) -> Iterator[GpuNode]:
         """The nodes that may be chosen for `total` units: one of each sort among those that tie.
 
         With packing, Serve's `_find_best_fit_node_for_pack`; else the GCS, which takes what has the most left.
@@ -334,14 +276,14 @@ class Ledger:
                 yield from self._that_seem_to_have(least, group)
                 return
 
-    def _that_seem_to_have(self, seen: int, group: Iterable[list[_Key]]) -> Iterator[_Node]:
+    def _that_seem_to_have(self, seen: int, group: Iterable[list[Key]]) -> Iterator[GpuNode]:
         for keys in group:
             at = bisect_left(keys, (seen,))
             while at < len(keys) and keys[at][0] == seen:
                 yield self._nodes[keys[at][-1]]
                 at = bisect_right(keys, (*keys[at][:-1], len(self._nodes)))
 
-    def _span(self, demand: Demand, share: int) -> list[_Piece] | None:
+    def _span(self, demand: Demand, share: int) -> list[Piece] | None:
         """Ray's PACK: the node with the most left takes as many bundles as its sum allows, then the next one."""
         for _ in range(ATTEMPTS):
             bundles, parts = demand.ranks, []
@@ -351,14 +293,14 @@ class Ledger:
                 if count == 0:
                     break
                 part = replace(demand, ranks=count)
-                parts.append((node, part, node.find(*_pieces_of(part, share))))
+                parts.append((node, part, node.find(*pieces_of(part, share))))
                 bundles -= count
-            if bundles or any(_hopeless(node, pieces, part) for node, part, pieces in parts):
+            if bundles or any(hopeless(node, pieces, part) for node, part, pieces in parts):
                 return None
             failing = [
                 (node, part.ranks * share)
                 for node, part, pieces in parts
-                if len(pieces) < _pieces_of(part, share)[1]
+                if len(pieces) < pieces_of(part, share)[1]
             ]
             if not failing:
                 return [piece for _, _, pieces in parts for piece in pieces]
@@ -372,7 +314,7 @@ class Ledger:
         named = placed.items() if isinstance(placed, Mapping) else (("", demand) for demand in placed)
         nodes = {observed.id: node for observed, node in zip(self._observed, self._nodes, strict=True)}
         for name, demand in sorted(named, key=lambda each: -each[1].gpus):
-            settled: list[_Piece] = []
+            settled: list[Piece] = []
             for home in itertools.islice(
                 itertools.chain(homes.get(name, ()), itertools.repeat("")), demand.replicas
             ):
@@ -383,15 +325,15 @@ class Ledger:
                 settled += pieces
             self._note(name, demand, settled)
 
-    def _retrace(self, demand: Demand, home: _Node | None) -> list[_Piece]:
+    def _retrace(self, demand: Demand, home: GpuNode | None) -> list[Piece]:
         """Where a replica is that is there: at home, or where it would go now, or wherever anything is left."""
-        share = _units(demand.gpus)
+        share = units_of(demand.gpus)
         if share <= 0 or demand.ranks <= 0:
             return []
         total, pieces = share * demand.ranks, None
         if demand.one_node:
             nodes = self._in_order(total, demand.accelerator) if home is None else (home,)
-            units, count = _pieces_of(demand, share)
+            units, count = pieces_of(demand, share)
             found = (node.find(units, count) for node in nodes if node.left >= total)
             pieces = next((each for each in found if len(each) == count), None)
         else:
@@ -400,29 +342,29 @@ class Ledger:
             self.back_to(before)
         return self._anyhow(total, self._nodes if home is None else [home]) if pieces is None else pieces
 
-    def _in_order(self, total: int, accelerator: str | None) -> Iterator[_Node]:
+    def _in_order(self, total: int, accelerator: str | None) -> Iterator[GpuNode]:
         indices = self._indices_of(accelerator)
         for group in ([index.busy for index in indices], [index.idle for index in indices]):
             for key in heapq.merge(*(keys[bisect_left(keys, (total,)) :] for keys in group)):
                 yield self._nodes[key[-1]]
 
-    def _anyhow(self, amount: int, nodes: Iterable[_Node]) -> list[_Piece]:
+    def _anyhow(self, amount: int, nodes: Iterable[GpuNode]) -> list[Piece]:
         # It is there, so it has room, however Ray found that: then less is free than it looks.
         free = [(-units, node.place, device) for node in nodes for device, units in enumerate(node.free)]
-        return _fill(amount, (_Piece(place, device, -units) for units, place, device in sorted(free)))
+        return fill(amount, (Piece(place, device, -units) for units, place, device in sorted(free)))
 
-    def _pieces_of_others(self, node: _Node, amount: int) -> list[_Piece]:
+    def _pieces_of_others(self, node: GpuNode, amount: int) -> list[Piece]:
         whole = [device for device, units in enumerate(node.free) if units == UNITS][: amount // UNITS]
-        pieces = [_Piece(node.place, device, UNITS) for device in whole]
+        pieces = [Piece(node.place, device, UNITS) for device in whole]
         rest = sorted((units, device) for device, units in enumerate(node.free) if device not in whole)
-        pieces += _fill(amount - UNITS * len(whole), (_Piece(node.place, device, units) for units, device in rest))
+        pieces += fill(amount - UNITS * len(whole), (Piece(node.place, device, units) for units, device in rest))
         for piece in pieces:
             self._others[piece.place, piece.device] = piece.units
         return pieces
 
     # --- bookkeeping ------------------------------------------------------------------------------------
 
-    def _note(self, name: str, demand: Demand, pieces: Iterable[_Piece]) -> None:
+    def _note(self, name: str, demand: Demand, pieces: Iterable[Piece]) -> None:
         before = self._uses.get(name, _Use((), 0))
         self._set_use(name, _Use((*before.pieces, *pieces), before.spanning + (not demand.one_node)))
 
@@ -433,7 +375,7 @@ class Ledger:
             self._uses[name] = use
         self._spanning += (use.spanning if use else 0) - (before.spanning if before else 0)
 
-    def _reserve(self, pieces: Iterable[_Piece], *, replicas: int = 1) -> None:
+    def _reserve(self, pieces: Iterable[Piece], *, replicas: int = 1) -> None:
         for place, group in itertools.groupby(pieces, key=itemgetter(0)):
             node = self._nodes[place]
             self._journal.append(_Before(node, node.free.copy(), node.left, node.seen, node.pieces))
@@ -446,19 +388,19 @@ class Ledger:
             node.seen = node.left
             self._insert(node)
 
-    def _mislead(self, node: _Node, units: int) -> None:
+    def _mislead(self, node: GpuNode, units: int) -> None:
         """The GCS takes for gone what it could not place there, until something changes on the node."""
         self._journal.append(_Before(node, node.free.copy(), node.left, node.seen, node.pieces))
         self._remove(node)
         node.seen -= units
         self._insert(node)
 
-    def _remove(self, node: _Node) -> None:
+    def _remove(self, node: GpuNode) -> None:
         index = self._indices[node.accelerator]
         keys = index.busy if node.pieces else index.idle
         del keys[bisect_left(keys, node.key())]
 
-    def _insert(self, node: _Node) -> None:
+    def _insert(self, node: GpuNode) -> None:
         index = self._indices.setdefault(node.accelerator, _Index([], []))
         insort(index.busy if node.pieces else index.idle, node.key())
 
@@ -466,47 +408,3 @@ class Ledger:
         if accelerator is None:
             return list(self._indices.values())
         return [self._indices[accelerator]] if accelerator in self._indices else []
-
-
-def _units(gpus: float) -> int:
-    # As Ray rounds. No node has a billion GPUs, and what is not a number fits nowhere.
-    return int(max(0.0, min(1e9, gpus)) * UNITS + 0.5)
-
-
-def _pieces_of(demand: Demand, share: int) -> tuple[int, int]:
-    """Units of each piece, and pieces of a replica: whole GPUs are found one by one."""
-    return min(share, UNITS), demand.ranks * max(1, share // UNITS)
-
-
-def _hopeless(node: _Node, pieces: Sequence[_Piece], demand: Demand) -> bool:
-    """This node is never going to do, and will not be given up either, once Ray chose it.
-
-    Where a first bundle was prepared and had to be given back, the raylet reports what it has left, and so the GCS
-    tries the same node again, for ever.
-    """
-    units, count = _pieces_of(demand, _units(demand.gpus))
-    if len(pieces) < count:
-        return len(pieces) >= count // demand.ranks
-    return not node.has_memory(pieces, units - _units(demand.memory) if demand.memory else 0)
-
-
-def _foreign_of(node: Node) -> tuple[int, ...]:
-    """Units of each device that Ray counts which others have of its memory, rounded up; 0 where nobody looked."""
-    foreign = [0] * max(0, int(node.gpus))
-    for device in node.devices:
-        if 0 <= device.index < len(foreign) and device.total > 0:
-            foreign[device.index] = min(UNITS, math.ceil(device.foreign * UNITS / device.total))
-    return tuple(foreign)
-
-
-def _fill(amount: int, free: Iterable[_Piece]) -> list[_Piece]:
-    """Take `amount`, or as much as there is, from what is free, one device after the other."""
-    pieces = []
-    for place, device, units in free:
-        if amount <= 0:
-            break
-        taken = min(amount, units)
-        amount -= taken
-        if taken:
-            pieces.append(_Piece(place, device, taken))
-    return pieces

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from reconciler.core.placement import UNITS, Ledger
+from reconciler.core.gpu_node import UNITS
+from reconciler.core.placement import Ledger
 from reconciler.core.state import Demand, Node
 
 pytestmark = [

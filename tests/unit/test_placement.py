@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.placement import instance
-from reconciler.core.placement import UNITS, Ledger
+from reconciler.core.gpu_node import UNITS
+from reconciler.core.placement import Ledger
 from reconciler.core.state import Demand, Device, Node
 
 EPSILON = 1e-6
