@@ -338,6 +338,13 @@ require_free_ports() {
     done
 }
 
+# What Ray is told of when it starts is what it hands out, whatever becomes of it.
+leave_out_failed_gpus() {
+    local well
+    well=$("$VENV/bin/python" -m reconciler.host.well) || true
+    if [[ -n $well ]]; then export CUDA_VISIBLE_DEVICES=$well; fi
+}
+
 start_ray() {
     local port=${RECONCILE_RAY_PORT:-6379} dashboard=${RECONCILE_DASHBOARD_PORT:-8265} run arguments=()
     local agent=${RECONCILE_RAY_AGENT_PORT:-52365} client=${RECONCILE_RAY_CLIENT_PORT:-10001}
@@ -353,7 +360,7 @@ start_ray() {
     printf '%s\n' "$run" > "$STATE/ray/run-id"
     printf '%s\n' "http://127.0.0.1:$dashboard" > "$STATE/ray/dashboard"
     ln -sfn "$SOCKETS/ray/session_latest" "$STATE/ray/session"
-    if [[ $ENGINE == cpu ]]; then arguments+=(--num-gpus=0); fi
+    if [[ $ENGINE == cpu ]]; then arguments+=(--num-gpus=0); else leave_out_failed_gpus; fi
     # Words of RECONCILE_RAY_ARGS are arguments of their own; the last of two equal options counts.
     # shellcheck disable=SC2206
     arguments+=(${RECONCILE_RAY_ARGS:-})
@@ -489,7 +496,7 @@ write_environment() {
         for name in RECONCILE_STATE_DIR RECONCILE_MODELS_DIR RECONCILE_ENGINE RECONCILE_RAY_DASHBOARD \
             RECONCILE_SERVE_PORT RECONCILE_LISTEN_HOST RECONCILE_LISTEN_PORT RECONCILE_ACTIVATOR_PORT \
             RECONCILE_HUB_CACHE HF_HOME HF_HUB_CACHE HF_ENDPOINT HF_HUB_OFFLINE HF_TOKEN_PATH \
-            RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH; do
+            RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH CUDA_VISIBLE_DEVICES; do
             if [[ -n ${!name:-} ]]; then printf 'export %s=%q\n' "$name" "${!name}"; fi
         done
     ) > "$STATE/env"

@@ -17,6 +17,7 @@ from reconciler.core.devices import Process, Reading, devices, visible_devices
 from reconciler.core.fit.gpus import GIB, MIB, cuda_total
 from reconciler.host import nvml
 from reconciler.host.nvml import Gpus, process_is_rays
+from reconciler.host.well import visible
 
 H100 = 85_520_809_984  # As an H100 of 80 GB says, with 503316480 of it reserved.
 RESERVED = 503_316_480
@@ -143,6 +144,14 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Any:
         return fake, Gpus(visible, patience=patience, is_rays=OWNERS.get)
 
     return start
+
+
+def test_what_ray_may_be_given_is_all_but_what_failed(look: Any) -> None:
+    well, ill = FakeGpu(uuid="GPU-1"), FakeGpu(uuid="GPU-2", errors={"MemoryInfo": LOST, "MemoryInfo_v2": LOST})
+    assert visible(look(well, ill)[1].readings()) == "GPU-1"
+    # Where all are well nothing has to be said, and without any that is well Ray can be given none.
+    assert visible(look(well)[1].readings()) == visible(look(ill)[1].readings()) == ""
+    assert visible(()) == ""
 
 
 # --- memory -------------------------------------------------------------------------------------------------
