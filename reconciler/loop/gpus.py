@@ -18,6 +18,8 @@ from reconciler.ray_serve.observed import nodes
 
 _REMOTE_SECONDS = 5.0
 """How old a reading of another node may be; its agent makes one every 2.5 s."""
+_FIRST_LOOKS = 10
+"""How often an agent is asked that has just started: without its answer models would be started unweighed."""
 
 
 class GpuObserver:
@@ -29,6 +31,7 @@ class GpuObserver:
         here: This machine's GPUs; None where engines compute on the CPU.
         simulated: Bytes that each GPU counts as having where there are none; 0 where nobody said.
         clock: In seconds.
+        pause: Seconds between two looks at a node that has not said anything yet.
     """
 
     def __init__(
@@ -39,12 +42,14 @@ class GpuObserver:
         here: Gpus | None,
         simulated: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        pause: float = 1.0,
     ) -> None:
         self._serve = serve
         self._memory = memory
         self._here = here
         self._simulated = simulated
         self._clock = clock
+        self._pause = pause
         self._local_nodes: dict[str, bool] = {}
         self._remote: dict[str, tuple[float, tuple[Reading, ...]]] = {}
         self._last: dict[str, tuple[Device, ...]] = {}
@@ -89,12 +94,22 @@ class GpuObserver:
             return local
         at, remote = self._remote.get(node_id, (float("-inf"), ()))
         if self._clock() - at > _REMOTE_SECONDS:
-            remote = readings(await self._serve.node_details(node_id))
+            remote = await self._ask(node_id, patiently=node_id not in self._remote)
             self._remote[node_id] = (self._clock(), remote)
         if {reading.uuid for reading in local} & {reading.uuid for reading in remote} - {""}:
             self._local_nodes[node_id] = True
             return local
         return remote
+
+    async def _ask(self, node_id: str, *, patiently: bool) -> tuple[Reading, ...]:
+        found: tuple[Reading, ...] = ()
+        for attempt in range(_FIRST_LOOKS if patiently else 1):
+            if attempt:
+                await asyncio.sleep(self._pause)
+            found = readings(await self._serve.node_details(node_id))
+            if found:
+                break
+        return found
 
     def _settled(self, node_id: str, device: Device) -> Device:
         # For a moment, the memory of a process of Ray's that ended looks like somebody else's.

@@ -19,6 +19,7 @@ class Dashboard:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.broken: set[str] = set()
+        self.on_third: tuple[str, Json] | None = None
         self.details: dict[str, Json] = {"a": gpus("GPU-a0", "GPU-a1"), "b": gpus("GPU-b0", "GPU-b1")}
 
     async def nodes(self) -> list[Json]:
@@ -36,6 +37,8 @@ class Dashboard:
 
     async def node_details(self, node_id: str) -> Json:
         self.asked.append(node_id)
+        if self.on_third is not None and self.asked.count(self.on_third[0]) == 3:
+            self.details[self.on_third[0]] = self.on_third[1]
         if node_id in self.broken:
             raise ServeUnreachableError("HTTP 500")
         return self.details[node_id]
@@ -76,7 +79,9 @@ class World:
 
     def make(self, here: Any, *, simulated: int = 0) -> GpuObserver:
         dashboard: Any = self.dashboard
-        return GpuObserver(dashboard, self.memory, here=here, simulated=simulated, clock=lambda: self.now)
+        return GpuObserver(
+            dashboard, self.memory, here=here, simulated=simulated, clock=lambda: self.now, pause=0.0
+        )
 
     async def nodes(self, *apps: Application) -> dict[str, Node]:
         return {node.id: node for node in await self.observer.nodes({app.name: app for app in apps})}
@@ -137,6 +142,15 @@ async def test_an_agent_that_says_nothing_for_a_while_changes_nothing(world: Wor
     world.dashboard.details["b"] = {}
     world.now += 10
     assert (await world.nodes())["b"].devices == before
+
+
+async def test_an_agent_that_has_just_started_is_waited_for(world: World) -> None:
+    """Or models would be started unweighed, because nobody knows how large the GPUs are."""
+    late = world.dashboard.details["b"]
+    world.dashboard.details["b"] = {}
+    world.dashboard.on_third = ("b", late)
+    assert len((await world.nodes())["b"].devices) == 2
+    assert world.dashboard.asked.count("b") == 3
 
 
 async def test_one_agent_that_does_not_answer_stops_nothing(world: World) -> None:
