@@ -151,6 +151,18 @@ def test_with_a_cache_of_fixed_size_the_share_follows() -> None:
     assert found.sizing.gpus < 0.4
 
 
+def test_a_cache_that_is_too_large_is_advised_to_be_smaller() -> None:
+    asked = {"kv_cache_memory_gib": 100.0, "max_model_len": 16384}
+    found = outcome(LLAMA_8B, kind("h100-80g", 1), engine=asked)
+    assert "are needed in all" in found.misfit
+    size = next(
+        advice.split(":")[0].split()[1] for advice in found.advice if advice.startswith("kv_cache_memory_gib")
+    )
+    assert 40 < float(size) < 65
+    smaller = outcome(LLAMA_8B, kind("h100-80g", 1), engine={**asked, "kv_cache_memory_gib": float(size)})
+    assert not smaller.misfit
+
+
 def test_an_embedding_model_takes_what_it_needs_and_not_a_whole_gpu() -> None:
     found = outcome(LLAMA_8B, kind("h100-80g", 1), task="embed", engine={"max_model_len": 4096}).choices[0]
     assert 0.2 < found.sizing.gpus < 0.5

@@ -124,6 +124,13 @@ def _changes(model: Architecture, weigh: Weigh, found: Estimate, gpus: int) -> I
     if share > 0 and abs(share - engine.gpu_memory_utilization) > _SHARE_STEP and not engine.kv_cache_memory_bytes:
         settings = replace(engine, gpu_memory_utilization=share)
         tries.append(attempt(f"gpu_memory_utilization {share:g}", settings, known=found.known))
+    if engine.kv_cache_memory_bytes:
+        rest = found.footprint.safe - engine.kv_cache_memory_bytes
+        most = (gpu.total - gpu.used - rest) * 10 // GIB / 10
+        if most > 0:
+            tries.append(
+                attempt(f"kv_cache_memory_gib {most:g}", replace(engine, kv_cache_memory_bytes=int(most * GIB)))
+            )
     yield from (each for each in tries if each.found.fits)
     for size in parallel.tensor_sizes(model, gpus, expert_parallel=engine.expert_parallel):
         if size.rule or size.size <= tp:
