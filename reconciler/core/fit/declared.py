@@ -32,7 +32,6 @@ class Declared:
         weigh: Gives the weights of a sibling that is quantised otherwise, for advice.
         engine: What the file says; 0 or the default where it leaves something open.
         extras: What is loaded beside it: LoRA slots, a draft model.
-        from_tensors: The weights are summed from the checkpoint's tensors, not made up from its config.
     """
 
     model: Architecture
@@ -40,7 +39,6 @@ class Declared:
     weigh: Weigh
     engine: Engine
     extras: Extras
-    from_tensors: bool
 
 
 def declared(spec: ModelSpec, facts: Facts, draft: Facts | None = None, *, on_cpu: bool) -> Declared:
@@ -72,7 +70,7 @@ def declared(spec: ModelSpec, facts: Facts, draft: Facts | None = None, *, on_cp
     elif engine.speculative_method == "mtp":
         drafts = mtp_draft(model, loading, weighed=facts.tensors is not None)
     lora = Lora(len(spec.adapters), spec.engine.max_lora_rank) if spec.adapters else None
-    return Declared(model, weigh(model), weigh, engine, Extras(lora, drafts), facts.tensors is not None)
+    return Declared(model, weigh(model), weigh, engine, Extras(lora, drafts))
 
 
 def engine_of(spec: ModelSpec) -> Engine:
