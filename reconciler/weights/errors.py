@@ -1,12 +1,18 @@
 """What can go wrong on the way from the hub to the disk, sorted by what helps."""
 
 import re
+from collections.abc import Callable
 from enum import StrEnum
+from typing import TypeVar
 
 _QUERY = re.compile(r"(https?://[^\s'\"<>?]+)\?[^\s'\"<>]*")
 _USERINFO = re.compile(r"(https?://)[^/\s'\"]+@")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{6,}|\bapi_org_[A-Za-z0-9_]+|(?i:\bbearer\s+)[^\s'\"]+")
 _LONGEST = 400
+
+
+_TRIES, _PAUSE_SECONDS = 3, 1.0
+_Found = TypeVar("_Found")
 
 
 class Trouble(StrEnum):
@@ -59,3 +65,25 @@ def scrub(text: str) -> str:
     text = _TOKEN.sub("***", _USERINFO.sub(r"\1***@", _QUERY.sub(r"\1?***", text)))
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def tried(ask: Callable[[], _Found], pause: Callable[[float], object]) -> _Found:
+    """What may be over in a moment is tried again before it counts as a problem.
+
+    Args:
+        ask: What is tried.
+        pause: Waits for so many seconds; true where nobody wants the answer any more.
+
+    Raises:
+        WeightsError: It went wrong to the last.
+        StoppedError: Nobody wants it any more.
+    """
+    for attempt in range(1, _TRIES + 1):
+        try:
+            return ask()
+        except WeightsError as error:
+            if not error.passes or error.retry_after is not None or attempt == _TRIES:
+                raise
+            if pause(_PAUSE_SECONDS * attempt):
+                raise StoppedError from error
+    raise AssertionError("unreachable")

@@ -36,7 +36,7 @@ from reconciler.host.files import write_atomic
 from reconciler.host.log import get_logger
 from reconciler.weights.cache import HubCache
 from reconciler.weights.choosing import read_to_choose
-from reconciler.weights.errors import StoppedError, Trouble, WeightsError, describe
+from reconciler.weights.errors import StoppedError, Trouble, WeightsError, describe, tried
 from reconciler.weights.headers import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -60,7 +60,6 @@ from reconciler.weights.revisions import Problem
 log = get_logger()
 
 _DISK_AT_ONCE, _HUB_AT_ONCE = 4, 8
-_TRIES, _PAUSE_SECONDS = 3, 1.0
 _FIRST_BYTES = 64 * 2**10
 """Of a file of weights: all of the header of most, in one request."""
 _LONGEST_READ_SECONDS = 120.0
@@ -346,13 +345,4 @@ class FactsStore:
         return bytes(content[first:last])
 
     def _tried(self, ask: Callable[[], _Found]) -> _Found:
-        """What may be over in a moment is tried again before it counts as a problem."""
-        for attempt in range(1, _TRIES + 1):
-            try:
-                return ask()
-            except WeightsError as error:
-                if not error.passes or error.retry_after is not None or attempt == _TRIES:
-                    raise
-                if self._closing.wait(_PAUSE_SECONDS * attempt):
-                    raise StoppedError from error
-        raise AssertionError("unreachable")
+        return tried(ask, self._closing.wait)

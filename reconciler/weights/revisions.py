@@ -20,13 +20,12 @@ from reconciler.core.weights import Resolution, Wanted, is_commit
 from reconciler.host.files import write_atomic
 from reconciler.host.log import get_logger
 from reconciler.weights.cache import HubCache
-from reconciler.weights.errors import WeightsError, describe
+from reconciler.weights.errors import describe, tried
 from reconciler.weights.hub import Hub
 
 log = get_logger()
 
 _LOOKS_AT_ONCE = 8
-_TRIES, _PAUSE_SECONDS = 3, 1.0
 _Key: TypeAlias = tuple[str, str, str]
 """Model, repository, revision."""
 
@@ -170,7 +169,10 @@ class Revisions:
         key = (repo, revision)
         loop = asyncio.get_running_loop()
         try:
-            self._heads[key] = await loop.run_in_executor(self._pool, functools.partial(self._ask, repo, revision))
+            self._heads[key] = await loop.run_in_executor(
+                self._pool,
+                functools.partial(tried, functools.partial(self._hub.commit_of, repo, revision), time.sleep),
+            )
             self.problems.pop(key, None)
         except Exception as error:  # noqa: BLE001 -- whatever a hub answers must not be asked for again at once
             before = self.problems.get(key)
@@ -182,16 +184,6 @@ class Revisions:
             self._due_at[key] = time.monotonic() + self._check_seconds * random.uniform(0.9, 1.1)  # noqa: S311
             self._looking.pop(key, None)
             self.wake()
-
-    def _ask(self, repo: str, revision: str) -> str:
-        for attempt in range(1, _TRIES + 1):
-            try:
-                return self._hub.commit_of(repo, revision)
-            except WeightsError as error:
-                if not error.passes or error.retry_after is not None or attempt == _TRIES:
-                    raise
-                time.sleep(_PAUSE_SECONDS * attempt)
-        raise AssertionError("unreachable")
 
     def _resolution(self, wanted: Wanted) -> Resolution:  # noqa: PLR0911 -- a list of cases, the best first
         if is_commit(wanted.revision):

@@ -18,8 +18,7 @@ from reconciler.core.choose_files import INDEX, Rules
 from reconciler.core.fit.facts import Facts, FactsState, Place, facts_from_json, facts_to_json
 from reconciler.core.fit.tensors import Tensor
 from reconciler.core.weights import Copy, Role
-from reconciler.weights import facts as facts_module
-from reconciler.weights import headers
+from reconciler.weights import errors, headers
 from reconciler.weights.facts import FactsStore
 from reconciler.weights.headers import ModelFilesError, look_of_folder, parse_header, read_folder
 
@@ -33,7 +32,7 @@ Header = Mapping[str, Any]
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts_module, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(errors, "_PAUSE_SECONDS", 0.01)
 
 
 def store(kit: Kit, *, rules: Rules = Rules(), **options: Any) -> FactsStore:  # noqa: B008 -- immutable
