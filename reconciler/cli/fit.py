@@ -23,6 +23,7 @@ from reconciler.core.fit.gpus import GIB, Gpu
 from reconciler.core.fit.quantization import named
 from reconciler.core.fit.report import report
 from reconciler.core.fit.weigh import loading_of, weigher
+from reconciler.core.memory_plan import memory_of
 from reconciler.core.render import RenderError
 from reconciler.core.spec import ModelSpec
 from reconciler.core.state import Device, Json, Node
@@ -109,10 +110,11 @@ def _declared(settings: Settings, name: str, options: FitOptions, output: str) -
         found = asyncio.run(explain(settings, name, _changed(options), _supposed(gpu, options)))
     except (UnknownModelError, PinsUnreadableError, RenderError, FileNotFoundError) as error:
         fail(str(error))
-    fitted = found.target.fit
+    fitted, memory = found.target.fit, memory_of(found.target)
     assert fitted is not None
+    assert memory is not None
     if fitted.sized.where is None:
-        row = main_memory_report(name, fitted, found.main_memory)
+        row = main_memory_report(name, memory, fitted, found.main_memory)
         if output == "json":
             print_json(row)
         else:

@@ -14,6 +14,7 @@ from reconciler.core.fit.parallel import tensor_sizes
 from reconciler.core.fit.report import TERMS
 from reconciler.core.fit.terms import Term
 from reconciler.core.main_memory import PROCESSES
+from reconciler.core.plan import Memory
 from reconciler.core.state import Json
 from reconciler.core.target import Fit
 
@@ -69,25 +70,22 @@ def show_fit(answer: Answer) -> None:
         out.print("  no single change makes it fit; a larger GPU, or more of them, would")
 
 
-def main_memory_report(title: str, fit: Fit, free: int | None) -> Json:
+def main_memory_report(title: str, memory: Memory, fit: Fit, free: int | None) -> Json:
     """The same of a model on the CPU engine; each `_gib` is GiB (2**30 bytes) of main memory."""
-    found = fit.sized.found
-    weights, cache = found.weights.expected, found.engine.kv_cache_memory_bytes
-    needed = weights + cache + PROCESSES
     reason = fit.misfit
-    if not reason and free is not None and needed > free:
-        reason = f"{needed / GIB:.2f} GiB are needed, and {free / GIB:.2f} GiB are free"
+    if not reason and free is not None and memory.needed > free:
+        reason = f"{memory.needed / GIB:.2f} GiB are needed, and {free / GIB:.2f} GiB are free"
     return {
         "model": title,
         "where": "main memory",
-        "weights_gib": round(weights / GIB, 4),
-        "kv_cache_gib": round(cache / GIB, 4),
+        "weights_gib": round(memory.weights / GIB, 4),
+        "kv_cache_gib": round(memory.kv_cache / GIB, 4),
         "processes_gib": round(PROCESSES / GIB, 4),
-        "needed_gib": round(needed / GIB, 4),
+        "needed_gib": round(memory.needed / GIB, 4),
         "free_gib": None if free is None else round(free / GIB, 4),
-        "kv_tokens": found.kv_tokens.expected,
-        "max_model_len": found.engine.max_model_len,
-        "basis": fit.basis,
+        "kv_tokens": memory.kv_tokens,
+        "max_model_len": memory.max_model_len,
+        "basis": memory.basis,
         "fits": not reason,
         "reason": reason,
         "advice": list(fit.advice),

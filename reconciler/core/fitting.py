@@ -29,7 +29,7 @@ from reconciler.core.packing import Wish, arrange
 from reconciler.core.placement import Ledger
 from reconciler.core.render import Renderer, RenderError
 from reconciler.core.spec import Policy
-from reconciler.core.state import Application, Demand, Json, Node, Record, Status
+from reconciler.core.state import Application, Demand, Json, Node, Record, Status, homes_of
 from reconciler.core.target import Fit, Platform, Target
 from reconciler.core.weights import Copy
 
@@ -62,15 +62,6 @@ class Cluster:
     @functools.cached_property
     def _empty(self) -> Ledger:
         return Ledger(self.nodes)
-
-    @functools.cached_property
-    def homes(self) -> dict[str, list[str]]:
-        """Where the replicas of our applications are, by the ids of nodes."""
-        return {
-            app.name: [replica.node_id for replica in app.replicas if replica.node_id]
-            for app in self.applications.values()
-            if app.model is not None
-        }
 
     @functools.cached_property
     def _by_model(self) -> dict[str, list[Application]]:
@@ -248,7 +239,7 @@ class Fitter:
         placed: dict[str, Demand] = {
             name: app.demand for name, app in cluster.applications.items() if app.model is not None
         }
-        arrangement = arrange(cluster.nodes, placed, wishes, cluster.homes)
+        arrangement = arrange(cluster.nodes, placed, wishes, homes_of(cluster.applications))
         for start in arrangement.starts:
             targets[start.name] = next(each for each in choices[start.name] if each.demand == start.demand)
         return {start.name: place for place, start in enumerate(arrangement.starts)}

@@ -61,8 +61,10 @@ def gpus_of(turn: Turn, order: Sequence[Target], removed: Collection[str]) -> tu
     if not nodes:
         return ()
     now = {app.name: app.demand for app in turn.observed.applications.values() if app.model is not None}
-    before, after = Ledger(nodes, now, turn.homes), Ledger(nodes, now, turn.homes)
     coming = _afterwards(turn, order, removed)
+    before = Ledger(nodes, now, turn.homes)
+    # In most turns nothing comes and nothing goes.
+    after = before if now.keys() == coming.keys() else Ledger(nodes, now, turn.homes)
     after.release(now.keys() - coming.keys())
     for name, demand in coming.items():
         if name not in now:

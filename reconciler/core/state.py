@@ -149,6 +149,15 @@ class Failure:
     """What its sizes were decided from; empty where nobody knows."""
 
 
+def homes_of(applications: Mapping[str, Application]) -> dict[str, list[str]]:
+    """The ids of the nodes on which the replicas of our applications are, as far as that is known."""
+    return {
+        app.name: [replica.node_id for replica in app.replicas if replica.node_id]
+        for app in applications.values()
+        if app.model is not None
+    }
+
+
 def failure_of(failures: Mapping[str, Failure], model: str, application: str, basis: str) -> Failure | None:
     """The failure of a version, or the last one of the same with other sizes; None where there was none."""
     if application in failures:

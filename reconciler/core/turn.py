@@ -9,7 +9,7 @@ from reconciler.core.main_memory import main_memory_of
 from reconciler.core.placement import Ledger
 from reconciler.core.plan import Change, Do, Held, Refusal, Step
 from reconciler.core.spec import Policy, parse_duration
-from reconciler.core.state import Application, Demand, Json, Observed, Record, Status
+from reconciler.core.state import Application, Demand, Json, Observed, Record, Status, homes_of
 
 DRAIN_SETTLE_SECONDS = 1.0
 """How long an application without traffic must have been quiet: a request may still be on its way to it."""
@@ -85,11 +85,7 @@ class Turn:
             for app in apps
             if coming_up(app) and app.config is not None
         )
-        self.homes = {
-            app.name: [replica.node_id for replica in app.replicas if replica.node_id]
-            for app in self.observed.applications.values()
-            if app.model is not None
-        }
+        self.homes = homes_of(self.observed.applications)
         self._ledger = Ledger(self.observed.nodes, self._placed, self.homes)
 
     # --- facts ------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from reconciler.core.parse import parse_all
 from reconciler.core.placement import Ledger
 from reconciler.core.render import Renderer
 from reconciler.core.spec import ModelSpec
-from reconciler.core.state import Application, Node
+from reconciler.core.state import Application, Node, homes_of
 from reconciler.core.target import Target
 from reconciler.core.weights import wanted_of
 from reconciler.host.main_memory import available_bytes
@@ -140,6 +140,6 @@ async def _live(settings: Settings) -> tuple[tuple[Node, ...], Mapping[str, Appl
 
 def _room(target: Target, nodes: tuple[Node, ...], apps: Mapping[str, Application]) -> str:
     placed = {name: app.demand for name, app in apps.items() if app.model not in (None, target.model)}
-    ledger = Ledger(nodes, placed, Cluster(apps, nodes, {}).homes)
+    ledger = Ledger(nodes, placed, homes_of(apps))
     free = ledger.describe_free()
     return f"there is room for it now: {free}" if ledger.fits(target.demand) else f"no room for it now: {free}"
