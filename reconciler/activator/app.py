@@ -1,24 +1,32 @@
 """The activator's ASGI application: what becomes of a request that the edge did not send straight to a model."""
 
 import asyncio
+import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from reconciler.activator import errors, headers, listing
+from reconciler.activator import errors, headers, listing, patience
+from reconciler.activator.admission import Admission, Asking
 from reconciler.activator.body import Body
 from reconciler.activator.directory import Directory, Entry
 from reconciler.activator.form_body import read_form
 from reconciler.activator.inbound import ClientGoneError, Inbound
 from reconciler.activator.json_body import read_json
-from reconciler.activator.reply import Reply
+from reconciler.activator.progress import STREAM_PATHS
+from reconciler.activator.reply import BrokenOffError, Reply
 from reconciler.activator.upstream import Call, Upstream, UpstreamDiedError
 from reconciler.activator.usage import Usage
 from reconciler.core.endpoints import FORM_PATHS, ROUTED_PATHS
+from reconciler.core.state import Waiting
 from reconciler.host.log import get_logger
 
 INFERENCE_PATHS = ROUTED_PATHS
 _MODELS = "/v1/models"
+# As llama.cpp's router has them, and Open WebUI asks for them: outside of /v1.
+_LISTINGS = frozenset({_MODELS, "/models"})
+_COMMANDS = {"/models/load": "load", "/models/unload": "unload"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +41,17 @@ class _Request:
     reply: Reply
 
 
+async def _no_command(verb: str, _model: str) -> str | None:
+    return f"{verb} is not available here"
+
+
 class Activator:
-    """Answers for models that are not up, lists all of them, and proxies what only Python can rewrite.
+    """Holds requests for models that are not up, lists all models, and proxies what only Python can rewrite.
 
     Attributes:
-        directory: What is known about models. The loop replaces it whole; each request reads it once.
+        wake: Called when a model gets its first waiting request, and when its last one leaves unserved.
+        command: Called with `load` or `unload` and a model's own name; returns None when that is accepted, else
+            why it is not.
     """
 
     def __init__(self, serve_url: str, *, max_body_bytes: int = 64 << 20) -> None:
@@ -47,10 +61,21 @@ class Activator:
             serve_url: Serve's HTTP address; a model is reached at `<serve_url>/<application><path>`.
             max_body_bytes: The largest request body that is taken.
         """
-        self.directory = Directory(settled=False)
+        self.wake: Callable[[], None] = lambda: None
+        self.command: Callable[[str, str], Awaitable[str | None]] = _no_command
+        self._admission = Admission(self._wake)
         self._max_body_bytes = max_body_bytes
         self._upstream = Upstream(serve_url)
         self._usage = Usage()
+
+    @property
+    def directory(self) -> Directory:
+        """What is known about models. The loop replaces it whole, which wakes the requests that it concerns."""
+        return self._admission.directory
+
+    @directory.setter
+    def directory(self, directory: Directory) -> None:
+        self._admission.directory = directory
 
     @property
     def asgi(self) -> ASGIApp:
@@ -65,13 +90,33 @@ class Activator:
         """Seconds since an application's last request ended, for those that had one; 0 while one is under way."""
         return self._usage.idle_seconds()
 
+    def waiting(self) -> dict[str, Waiting]:
+        """Requests that wait for a model, by its name.
+
+        A client that was told when to come back counts as one of them until it should have come: its model is
+        wanted no less.
+        """
+        return self._admission.waiting()
+
+    def stop_holding(self) -> None:
+        """Let go of every request that waits, and hold no more.
+
+        The connection of such a request breaks without an answer, so that the edge can send it to the next
+        reconciler; a stream that has had comments ends with an error event.
+        """
+        self._admission.stop()
+
     async def start(self) -> None:
         """Open the connection pool."""
         await self._upstream.start()
 
     async def close(self) -> None:
-        """Close the connection pool, and with it what is under way."""
+        """Let go of what waits, and close the connection pool, and with it what is under way."""
+        self.stop_holding()
         await self._upstream.close()
+
+    def _wake(self) -> None:
+        self.wake()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,7 +129,7 @@ class Activator:
             query=scope["query_string"],
             headers=raw,
             inbound=Inbound(receive, raw, self._max_body_bytes),
-            reply=Reply(send, headers.request_id(raw)),
+            reply=Reply(send, headers.request_id(raw), scope["path"]),
         )
         try:
             await self._dispatch(request)
@@ -92,7 +137,7 @@ class Activator:
             pass
         except errors.Refusal as refusal:
             await _refuse(request, refusal)
-        except UpstreamDiedError:
+        except (UpstreamDiedError, BrokenOffError):
             raise
         except Exception:
             get_logger().exception("activator.error", path=request.path, request_id=request.reply.request_id)
@@ -104,53 +149,54 @@ class Activator:
         if request.path in INFERENCE_PATHS:
             _allow(request, "POST")
             await self._infer(request)
-        elif request.path == _MODELS:
+        elif request.path in _LISTINGS:
             _allow(request, "GET", "HEAD")
             await request.reply.json(200, listing.models_json(self.directory))
         elif request.path.startswith(f"{_MODELS}/"):
             _allow(request, "GET", "HEAD")
             name = request.path.removeprefix(f"{_MODELS}/")
             await request.reply.json(200, listing.model_json(_entry(self.directory, name), name))
+        elif request.path in _COMMANDS:
+            _allow(request, "POST")
+            await self._command(request, _COMMANDS[request.path])
         else:
             raise errors.unknown_path(request.path)
 
+    async def _command(self, request: _Request, verb: str) -> None:
+        body = await _read_body(request)
+        body.close()
+        reason = await self.command(verb, _entry(self.directory, body.model).name)
+        if reason is not None:
+            raise errors.command_refused(reason)
+        await request.reply.json(200, json.dumps({"success": True}).encode())
+
     async def _infer(self, request: _Request) -> None:
         body = await _read_body(request)
+        gone = asyncio.create_task(request.inbound.gone())
         try:
-            directory = self.directory
-            if not directory.settled:
-                raise errors.starting()
-            entry = _entry(directory, body.model)
-            application = await self._application(entry, body.model)
+            entry, application = await self._admission.admit(_asking(request, body, gone))
             # Between the look at the directory and this count nothing is awaited, so that whoever routes away from
             # an application and then sees no request in flight for it may remove it.
             with self._usage.request(application):
+                commented = request.reply.commented
                 call = Call(
                     application=application,
                     model=body.model,
                     path=request.path,
                     query=request.query,
-                    headers=request.headers,
+                    # What follows comments cannot be compressed.
+                    headers=headers.uncoded(request.headers) if commented else request.headers,
                     body=body.naming(entry.served_as(body.model)),
                 )
-                await self._relay(call, request)
+                await self._relay(call, request.reply, gone)
         finally:
             body.close()
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
 
-    async def _application(self, entry: Entry, asked: str) -> str:
-        """The application that has the model's traffic.
-
-        The one place where a request for a model that is not up is decided. Holding requests until it is up
-        belongs here: wait, then look at `self.directory` anew before returning.
-        """
-        if entry.application is None:
-            raise errors.not_up(entry, asked)
-        return entry.application
-
-    async def _relay(self, call: Call, request: _Request) -> None:
+    async def _relay(self, call: Call, reply: Reply, gone: asyncio.Task[None]) -> None:
         """Proxy for as long as the client is there."""
-        relay = asyncio.create_task(self._upstream.relay(call, request.reply))
-        gone = asyncio.create_task(request.inbound.gone())
+        relay = asyncio.create_task(self._upstream.relay(call, reply))
         try:
             await asyncio.wait({relay, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not relay.done():
@@ -158,8 +204,19 @@ class Activator:
             relay.result()
         finally:
             relay.cancel()
-            gone.cancel()
-            await asyncio.gather(relay, gone, return_exceptions=True)
+            await asyncio.gather(relay, return_exceptions=True)
+
+
+def _asking(request: _Request, body: Body, gone: asyncio.Task[None]) -> Asking:
+    streams = body.streams and request.path in STREAM_PATHS
+    return Asking(
+        model=body.model,
+        size=body.size,
+        patience=patience.stated(request.headers, streams=streams),
+        streams=streams,
+        reply=request.reply,
+        gone=gone,
+    )
 
 
 def _entry(directory: Directory, name: str) -> Entry:

@@ -18,6 +18,7 @@ class Body:
         start: Where the encoded name begins.
         end: Where it ends.
         encode: How another name is written in its place.
+        streams: It asks for a stream.
     """
 
     file: IO[bytes]
@@ -26,6 +27,7 @@ class Body:
     start: int
     end: int
     encode: Callable[[str], bytes]
+    streams: bool = False
 
     def naming(self, model: str) -> "Rendition":
         """This body, byte for byte, but for the model that it names."""

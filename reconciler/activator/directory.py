@@ -17,6 +17,7 @@ class ModelState(StrEnum):
 
     LOADED = "loaded"
     LOADING = "loading"
+    SLEEPING = "sleeping"
     UNLOADED = "unloaded"
     UNLOADING = "unloading"
     FAILED = "failed"
@@ -39,6 +40,10 @@ class Entry:
         description: The operator's words.
         created: Unix time of its creation, as OpenAI's listing wants one.
         max_model_len: Context length in tokens, where known.
+        holds: A request for it may wait: it comes up, or a request is enough to bring it up.
+        expected_wait: Seconds until it answers, for a request that comes now, as far as earlier loads tell.
+        max_waiting: How many requests may wait at a time.
+        wait_timeout: Seconds that a request may wait.
     """
 
     name: str
@@ -52,6 +57,10 @@ class Entry:
     description: str = ""
     created: int = 0
     max_model_len: int | None = None
+    holds: bool = False
+    expected_wait: float | None = None
+    max_waiting: int = 1000
+    wait_timeout: float = 600.0
 
     def served_as(self, asked: str) -> str:
         """The name by which its application knows what was asked for: an adapter keeps its own."""

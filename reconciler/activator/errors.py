@@ -60,6 +60,55 @@ def starting() -> Refusal:
     )
 
 
+def queue_full(entry: Entry, asked: str) -> Refusal:
+    """As many requests wait for the model as may."""
+    message = (
+        f"{entry.max_waiting} requests wait for the model '{_shown(asked)}' already, as many as may{_why(entry)}."
+    )
+    return _unavailable(message, code="queue_full", seconds=retry_after(entry), param="model")
+
+
+def bodies_full(entry: Entry | None) -> Refusal:
+    """The bodies of all requests that wait take as much memory as they may."""
+    message = "Too many large requests wait for models; try again later."
+    return _unavailable(message, code="queue_full", seconds=retry_after(entry))
+
+
+def wait_timeout(entry: Entry, asked: str, waited: float) -> Refusal:
+    """The model did not come up for as long as the request could wait."""
+    message = f"The model '{_shown(asked)}' did not come up in the {waited:.0f} s that the request waited"
+    return _unavailable(
+        f"{message}{_why(entry)}.", code="model_wait_timeout", seconds=retry_after(entry), param="model"
+    )
+
+
+def patience_too_short(entry: Entry, asked: str, patience: float) -> Refusal:
+    """The client will not wait for as long as the model is expected to take."""
+    expected = "" if entry.expected_wait is None else f", it is expected in {math.ceil(entry.expected_wait)} s"
+    waits = f"and the client waits {patience:.0f} s at most"
+    message = f"The model '{_shown(asked)}' is not up{expected}, {waits}{_why(entry)}."
+    return _unavailable(message, code="patience_too_short", seconds=retry_after(entry), param="model")
+
+
+def stopping() -> Refusal:
+    """The reconciler ends, and the client has had comments, so that nobody can send its request again for it."""
+    return _unavailable(
+        "The server is being restarted; try again shortly.", code="stopping", seconds=_STARTING_RETRY_AFTER
+    )
+
+
+def command_refused(reason: str) -> Refusal:
+    """A model cannot be loaded or unloaded by hand."""
+    return Refusal(400, reason, code="command_refused", param="model")
+
+
+def retry_after(entry: Entry | None) -> float:
+    """Seconds after which a request that could not wait should be sent again."""
+    if entry is None:
+        return _STARTING_RETRY_AFTER
+    return entry.retry_after if entry.expected_wait is None else entry.expected_wait
+
+
 def upstream_unreachable(name: str) -> Refusal:
     """The model's application could not be reached, or went away before it answered."""
     message = f"The model '{_shown(name)}' did not answer; try again shortly."
@@ -106,6 +155,10 @@ def _unavailable(message: str, *, code: str, seconds: float, param: str | None =
     # Whole seconds are the only form of Retry-After that every client reads, and 0 invites a hammering.
     headers = {"retry-after": str(max(1, math.ceil(seconds)))}
     return Refusal(503, message, code=code, kind=SERVER_ERROR, param=param, headers=headers)
+
+
+def _why(entry: Entry) -> str:
+    return f" ({entry.state.value}: {entry.reason.rstrip('.')})" if entry.reason else f" ({entry.state.value})"
 
 
 def _shown(text: str) -> str:

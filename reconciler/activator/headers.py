@@ -54,6 +54,11 @@ def request_id(raw: Raw) -> str:
     return given if given and len(given) <= _LONGEST_REQUEST_ID else str(uuid.uuid4())
 
 
+def uncoded(raw: Raw) -> list[tuple[bytes, bytes]]:
+    """The headers of a request whose answer must come without a content coding."""
+    return [(name, value) for name, value in raw if name != b"accept-encoding"]
+
+
 def find(raw: Raw, wanted: bytes) -> str:
     """The first value of a header; empty when there is none. Names are lower case, as ASGI has them."""
     for name, value in raw:

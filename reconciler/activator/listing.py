@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from reconciler.activator.directory import Directory, Entry
+from reconciler.activator.directory import Directory, Entry, ModelState
 
 _OWNER = "llm-reconciler"
 
@@ -29,7 +29,7 @@ def _card(entry: Entry, name: str) -> dict[str, Any]:
         "object": "model",
         "created": entry.created,
         "owned_by": _OWNER,
-        "status": {"value": entry.state.value, "reason": entry.reason},
+        "status": _status(entry),
         "task": entry.task,
     }
     if name in entry.adapters:
@@ -41,3 +41,10 @@ def _card(entry: Entry, name: str) -> dict[str, Any]:
     if entry.max_model_len is not None:
         card["max_model_len"] = entry.max_model_len
     return card
+
+
+def _status(entry: Entry) -> dict[str, Any]:
+    status: dict[str, Any] = {"value": entry.state.value, "reason": entry.reason}
+    if entry.state is ModelState.FAILED:
+        status["failed"] = True  # As llama.cpp's router marks it.
+    return status

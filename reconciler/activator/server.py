@@ -5,11 +5,14 @@ import contextlib
 import errno
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _BACKLOG = 2048
 # Longer than the edge keeps an idle connection of its own, so that it is the edge that closes first.
@@ -23,7 +26,14 @@ class ListenError(RuntimeError):
     """An address cannot be listened on; the message says which and what to do."""
 
 
-async def serve(app: ASGIApp, host: str, port: int, *, grace_seconds: int = _GRACE_SECONDS) -> None:
+async def serve(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    *,
+    grace_seconds: int = _GRACE_SECONDS,
+    on_stop: Callable[[], None] = lambda: None,
+) -> None:
     """Serve on a TCP port until cancelled.
 
     Args:
@@ -31,11 +41,12 @@ async def serve(app: ASGIApp, host: str, port: int, *, grace_seconds: int = _GRA
         host: Address to bind.
         port: Port to bind.
         grace_seconds: How long requests under way may go on after the cancellation before they are cut.
+        on_stop: Called after the cancellation, once no new connection is taken and before that grace.
 
     Raises:
         ListenError: The port is taken, or the address is not ours.
     """
-    await serve_on(app, listen_tcp(host, port), grace_seconds=grace_seconds)
+    await serve_on(app, listen_tcp(host, port), grace_seconds=grace_seconds, on_stop=on_stop)
 
 
 async def serve_unix(app: ASGIApp, path: Path, *, grace_seconds: int = _GRACE_SECONDS) -> None:
@@ -100,11 +111,20 @@ def listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-async def serve_on(app: ASGIApp, listener: socket.socket, *, grace_seconds: int = _GRACE_SECONDS) -> None:
-    """Serve on a listening socket until cancelled, then stop accepting, let requests finish, and close."""
+async def serve_on(
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    grace_seconds: int = _GRACE_SECONDS,
+    on_stop: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve on a listening socket until cancelled, then stop accepting, let requests finish, and close.
+
+    An exception that leaves `app` breaks the connection, whether or not an answer has begun.
+    """
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -120,7 +140,7 @@ async def serve_on(app: ASGIApp, listener: socket.socket, *, grace_seconds: int 
         timeout_graceful_shutdown=grace_seconds,
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
     )
-    server = _Server(config)
+    server = _Server(config, on_stop)
     # A task of its own: cancelling uvicorn itself would skip its shutdown.
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -136,9 +156,42 @@ async def serve_on(app: ASGIApp, listener: socket.socket, *, grace_seconds: int 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: the process has other things to end than this server."""
 
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # First of all nobody else comes in: what is let go now may be sent again, and not to us.
+        for server in self.servers:
+            server.close()
+        self._on_stop()
+        await super().shutdown(sockets)
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's protocol without the 500 that it makes up when an application raises before it has answered.
+
+    No answer at all says that the request may be sent again; and the activator's own errors are JSON.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        app = cast(ASGIApp, self.app)
+
+        async def breaking(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await app(scope, receive, send)
+            except BaseException:
+                if not self.cycle.response_started:
+                    # Also drops what is written from here on, which is that 500.
+                    transport.abort()
+                raise
+
+        self.app = cast(ASGI3Application, breaking)
 
 
 def _remove(path: Path) -> None:

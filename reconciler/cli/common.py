@@ -21,7 +21,7 @@ def exit_code(plan: Plan, *, problems: bool) -> int:
     """0, 3 or 4 for the state a plan describes."""
     if plan.refused:
         return REFUSED
-    return PARTIAL if plan.trouble or problems else OK
+    return PARTIAL if plan.held or problems else OK
 
 
 def fail(message: str) -> NoReturn:

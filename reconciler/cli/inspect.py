@@ -7,6 +7,7 @@ from typing import Any
 from reconciler.activator.directory import Entry, ModelState
 from reconciler.cli.common import exit_code, fail
 from reconciler.cli.show import print_json, show_problems, show_status
+from reconciler.core.overrides import Override, in_words, is_drift
 from reconciler.core.render import RenderError
 from reconciler.core.turn import Options
 from reconciler.core.weights import CopyState, Phase
@@ -61,12 +62,16 @@ def _status_rows(look: Look) -> list[dict[str, Any]]:
         app = look.observed.applications.get(routed or "")
         in_flight = look.observed.in_flight
         record = look.observed.records.get(model)
+        override = look.observed.overrides.get(model)
         rows.append(
             {
                 "model": model,
                 "state": (entry.state if entry is not None else ModelState.UNLOADED).value,
                 "sync": "held" if model in held else pending.get(model, "in sync"),
                 "reason": held[model].reason if model in held else _coming(entry),
+                "policy": target.spec.lifecycle.policy.value if target is not None else None,
+                "override": _override(look, override),
+                "expected_wait": entry.expected_wait if entry is not None else None,
                 "application": app.name if app is not None else None,
                 "health": app.status.value if app is not None else None,
                 "replicas": _replicas(app.replicas if app is not None else ()),
@@ -82,8 +87,23 @@ def _status_rows(look: Look) -> list[dict[str, Any]]:
 
 
 def _coming(entry: Entry | None) -> str:
-    """What a model that is on its way waits for."""
-    return entry.reason if entry is not None and entry.state is ModelState.LOADING else ""
+    """What a model waits for that is not up."""
+    return entry.reason if entry is not None and entry.state is not ModelState.LOADED else ""
+
+
+def _override(look: Look, override: Override | None) -> dict[str, Any] | None:
+    """What holds by hand; `drift` where the file wants something else."""
+    target = look.desired.targets.get(override.model) if override is not None else None
+    if override is None or target is None:
+        return None
+    policy = target.spec.lifecycle.policy
+    text = in_words(override, policy, look.observed.now)
+    return {
+        "kind": override.kind.value,
+        "until": override.until,
+        "drift": is_drift(override, policy),
+        "text": text,
+    }
 
 
 def _weights(look: Look, model: str) -> list[dict[str, Any]]:

@@ -115,11 +115,11 @@ def _ask_running(settings: Settings, wishes: Wishes, *, output: str) -> int:
             click.echo(f"{held['model']}: {held['kind']}: {held['reason']}")
         for refusal in plan["refused"]:
             click.echo(f"refused: {refusal['reason']} (allowed by {refusal['flag']})")
-        click.echo(f"{plan['summary']['unchanged']} models are as their files want them.")
+        summary = plan["summary"]
+        click.echo(f"{summary['unchanged']} models are as their files want them, {summary['resting']} at rest.")
     if plan["refused"]:
         return REFUSED
-    troubled = any(held["kind"] != "manual" for held in plan["held"])
-    return PARTIAL if troubled or problems else OK
+    return PARTIAL if plan["held"] or problems else OK
 
 
 def _options(settings: Settings, wishes: Wishes) -> Options:

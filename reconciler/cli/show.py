@@ -14,6 +14,7 @@ from reconciler.core.diff import Effect, FieldChange
 from reconciler.core.parse import Problem
 from reconciler.core.plan import Action, Change, Held, Order, Plan
 from reconciler.core.plan_json import counts
+from reconciler.core.residency import in_time
 from reconciler.core.weights import CopyPlan, in_words
 
 _SYMBOLS = {
@@ -22,6 +23,8 @@ _SYMBOLS = {
     Action.UPDATE: ("~", "yellow"),
     Action.FRONT_DOOR: ("·", "cyan"),
     Action.RESTORE: ("↺", "yellow"),
+    Action.LOAD: ("▲", "green"),
+    Action.UNLOAD: ("▼", "yellow"),
     Action.REMOVE: ("-", "red"),
 }
 _EFFECT_STYLE = {Effect.FRONT_DOOR: "cyan", Effect.IN_PLACE: "yellow", Effect.NEW_ENGINE: "magenta"}
@@ -57,22 +60,27 @@ def show_plan(plan: Plan, *, now: float, done: bool = False, out: Console | None
         out.print(f"[bold red]x refused[/] {escape(', '.join(refusal.models))}: {escape(refusal.reason)}")
         if refusal.flag:
             out.print(f"      [dim]{refusal.flag} allows it[/]")
+    leaving = {change.model for change in plan.changes}
+    for resting in plan.resting:
+        if resting.model not in leaving:
+            out.print(f"[dim]z {escape(resting.model)} at rest: {escape(resting.reason)}[/]")
     for note in plan.notes:
         out.print(f"[yellow]note[/] {escape(note.model)}: {escape(note.text)}")
     show_gpus(out, plan.gpus)
     number = counts(plan)
     if not (plan.changes or plan.held or plan.refused):
-        text = (
-            f"{number['unchanged']} models are as their files want them." if number["unchanged"] else "No models."
-        )
+        up, at_rest = number["unchanged"], number["resting"]
+        text = f"{up} models are as their files want them" if up else "No models are up"
+        text += f", {at_rest} at rest." if at_rest else "."
         out.print(f"[green]{'Done' if done else 'Nothing to do'}.[/] {text}")
         return
     head = "Outcome" if done else "Plan"
     out.print(
         f"[bold]{head}:[/] {number['add']} to add, {number['replace']} to replace, "
         f"{number['update']} to update in place, {number['front door']} at the front door, "
+        f"{number['load']} to load, {number['unload']} to unload, "
         f"{number['remove']} to remove, {number['restore']} to restore; {number['held']} held, "
-        f"{number['refused']} refused, {number['unchanged']} unchanged."
+        f"{number['refused']} refused, {number['unchanged']} unchanged, {number['resting']} at rest."
     )
 
 
@@ -80,15 +88,17 @@ def show_status(rows: list[dict[str, Any]], notes: list[str]) -> None:
     """One row a model."""
     out = console()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("MODEL", "STATE", "SYNC", "REPLICAS", "IN FLIGHT", "APPLICATION", "FILE"):
+    for heading in ("MODEL", "STATE", "SYNC", "POLICY", "USED", "REPLICAS", "IN FLIGHT", "APPLICATION", "FILE"):
         table.add_column(heading, overflow="fold", no_wrap=heading != "FILE")
-    styles = {"loaded": "green", "failed": "red", "loading": "yellow", "unloaded": "dim"}
+    styles = {"loaded": "green", "failed": "red", "loading": "yellow", "unloading": "yellow", "unloaded": "dim"}
     for row in rows:
         style = styles.get(row["state"], "")
         table.add_row(
             escape(row["model"]),
             f"[{style}]{row['state']}[/]" if style else row["state"],
             row["sync"],
+            row["policy"] or "-",
+            _used(row),
             row["replicas"],
             "?" if row["in_flight"] is None else str(row["in_flight"]),
             row["application"] or "-",
@@ -100,10 +110,19 @@ def show_status(rows: list[dict[str, Any]], notes: list[str]) -> None:
         out.print("No models are declared, and none run.")
     for row in rows:
         if row["reason"]:
-            colour = "yellow" if row["state"] == "loading" else "red"
+            colour = {"failed": "red", "loading": "yellow"}.get(row["state"], "dim")
             out.print(f"[{colour}]{escape(row['model'])}[/]: {escape(row['reason'])}")
+        if row["override"]:
+            out.print(f"[yellow]{escape(row['model'])}[/]: {escape(row['override']['text'])}")
     for note in notes:
         out.print(f"[yellow]note[/] {escape(note)}")
+
+
+def _used(row: dict[str, Any]) -> str:
+    """How long ago a model that is up was last used."""
+    if row["idle_seconds"] is None:
+        return "-"
+    return "now" if row["in_flight"] else f"{in_time(row['idle_seconds'])} ago"
 
 
 def _show_change(out: Console, change: Change) -> None:

@@ -10,16 +10,18 @@
 Because every step is read off the observed state, a reconciler that was killed anywhere goes on where it was.
 """
 
+from dataclasses import replace
+
 from reconciler.core.application import demand_of, with_in_place
 from reconciler.core.diff import in_place_changes
-from reconciler.core.main_memory import PROCESSES, source_of
-from reconciler.core.plan import Action, Change, Do, Held, HeldKind
-from reconciler.core.spec import Policy, parse_duration
+from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Resting
+from reconciler.core.room import Place, find_place
+from reconciler.core.spec import parse_duration
 from reconciler.core.state import Application, Failure, Json, Status, failure_of
 from reconciler.core.target import Target
 from reconciler.core.turn import Turn
 from reconciler.core.waiting_for_weights import fetch_weights, weights_problem
-from reconciler.core.weights import in_words
+from reconciler.core.want import Want
 
 
 def approach(turn: Turn, target: Target) -> None:
@@ -44,6 +46,39 @@ def approach(turn: Turn, target: Target) -> None:
         turn.hold(live)
     else:
         _bring(turn, target, live)
+
+
+def rest(turn: Turn, target: Target, want: Want) -> None:
+    """A model that need not be up and is not: nothing is started, and yet it is known whether it could be."""
+    for app in turn.observed.of_model(target.model):
+        turn.step(Do.AWAIT, target.model, app.name, "waits until its processes are gone")
+    failure = failure_of(turn.observed.failures, target.model, target.application, target.basis)
+    if failure is not None:
+        held = _held_failed(turn, target, failure, [])
+        waits = turn.observed.now < failure.retry_at
+        turn.held.append(replace(held, retry_at=held.retry_at if waits else None, on_request=not waits))
+        return
+    if target.waits:
+        turn.step(Do.AWAIT, target.model, target.application, target.waits)
+        return
+    hold = why_not(turn, target) or (weights_problem(turn, target) if want.on_request else None)
+    if hold is not None:
+        turn.held.append(hold)
+    # A request is to wait for a load only, so what a request may bring up is fetched beforehand.
+    elif want.on_request:
+        fetch_weights(turn, target)
+    if hold is None:
+        turn.resting.append(Resting(target.model, want.why, target.file, on_request=want.on_request))
+
+
+def let_go(turn: Turn, model: str, why: str) -> None:
+    """Take the traffic from a model, and remove it once its last request was answered."""
+    routed = turn.routed(model)
+    if routed is not None:
+        turn.step(Do.UNROUTE, model, routed, why)
+        turn.hold(turn.live[model])
+    else:
+        turn.retire(turn.live[model], why)
 
 
 def stay(turn: Turn, model: str) -> None:
@@ -142,32 +177,47 @@ def differs_in_place(app: Application, target: Target) -> bool:
 def _bring(turn: Turn, target: Target, live: list[Application]) -> None:
     """The wanted version is not there: start it, beside what serves or in its turn."""
     model = target.model
-    hold = _hold_reason(turn, target, live)
+    hold = why_not(turn, target) or weights_problem(turn, target)
     if hold is not None:
         turn.held.append(hold)
-    # One copy that cannot be had is no reason to stop the others; a model without room gets none.
+    # One copy that cannot be had is no reason to stop the others; a model that cannot run gets none.
     may_fetch = hold is None or hold.kind is HeldKind.MISSING
     if (may_fetch and fetch_weights(turn, target)) or hold is not None:
         fall_back(turn, model, live)
         return
-    serving = _retire_superseded(turn, model, live)
-    if turn.fits(target.demand):
+    place, why = find_place(turn, target, turn.wants[model])
+    if place is Place.HERE:
+        _retire_superseded(turn, model, live)
         turn.start(model, target.application, target.config, target.demand)
-    elif not serving or not turn.fits_without(target.demand, [app.name for app in live]):
+    elif place is Place.SOON:
+        _make_way(turn, target, live, why)
+    else:
+        if place is Place.NEVER:
+            turn.held.append(Held(model, HeldKind.NO_ROOM, why, target.file))
+        fall_back(turn, model, live)
+        if place is Place.QUEUED:
+            turn.step(Do.AWAIT, model, target.application, why)
+
+
+def _make_way(turn: Turn, target: Target, live: list[Application], why: str) -> None:
+    """There will be room once something is gone: other models first, then the version that serves."""
+    model = target.model
+    serving = _retire_superseded(turn, model, live)
+    if not serving or not turn.fits_without(target.demand, [app.name for app in live]):
         if _made_way(turn, model):
             turn.claim_load()
-        turn.reserve(target.application, target.demand)
-        turn.step(Do.AWAIT, model, target.application, "waits until what leaves is gone")
+        turn.reserve(model, target.application, target.demand)
+        turn.step(Do.AWAIT, model, target.application, why)
     elif (routed := turn.routed(model)) is not None:
         # One at a time: while others load, this one had better go on serving.
         if turn.claim_load():
-            turn.reserve(target.application, target.demand)
+            turn.reserve(model, target.application, target.demand)
             turn.step(Do.UNROUTE, model, routed, "no room for two versions at once")
         else:
             turn.step(Do.AWAIT, model, target.application, "queued behind another load")
     else:
         turn.claim_load()
-        turn.reserve(target.application, target.demand)
+        turn.reserve(model, target.application, target.demand)
         for app in serving:
             if turn.is_drained(app):
                 turn.keep.pop(app.name, None)
@@ -210,42 +260,14 @@ def _way_back(turn: Turn, model: str) -> Json | None:
     return record.previous if turn.fits_without(demand_of(record.previous), leaving) else None
 
 
-def _hold_reason(turn: Turn, target: Target, live: list[Application]) -> Held | None:
+def why_not(turn: Turn, target: Target) -> Held | None:
+    """Why this version could not run here, whatever room there is; None where it could."""
     if target.unsupported:
         return Held(target.model, HeldKind.WRONG_ENGINE, target.unsupported, target.file)
-    if target.spec.lifecycle.policy is Policy.MANUAL and not (live or _made_way(turn, target.model)):
-        return Held(target.model, HeldKind.MANUAL, "policy manual: it is loaded by hand only", target.file)
     if target.fit is not None and target.fit.misfit and not turn.options.force:
         fit = target.fit
         return Held(target.model, HeldKind.DOES_NOT_FIT, fit.misfit, target.file, advice=fit.advice)
-    if turn.fits(target.demand) or turn.fits_without(target.demand, turn.leaving | {app.name for app in live}):
-        return weights_problem(turn, target) or _no_memory(turn, target, live)
-    demand = target.demand
-    wanted = f"{demand.ranks} x {demand.gpus:g} GPU" if demand.ranks > 1 else f"{demand.gpus:g} GPU"
-    if demand.accelerator:
-        wanted += f" of type {demand.accelerator}"
-    reason = f"it needs {wanted}; {turn.describe_free()}"
-    in_the_way = turn.in_the_way(demand, target.model)
-    if in_the_way:
-        reason += f"; there would be room without {', '.join(in_the_way)}"
-    return Held(target.model, HeldKind.NO_ROOM, reason, target.file)
-
-
-def _no_memory(turn: Turn, target: Target, live: list[Application]) -> Held | None:
-    # What would take the place of another version of its model is tried: nobody knows what that one gives back.
-    needed, left = turn.memory_of(target.config), turn.memory_left()
-    if live or left is None or needed <= left or turn.options.force:
-        return None
-    weights = turn.observed.folder_bytes.get(source_of(target.config), 0)
-    rest = needed - weights - PROCESSES
-    return Held(
-        target.model,
-        HeldKind.NO_ROOM,
-        f"it needs {in_words(needed)} of main memory (weights {in_words(weights)}, KV cache {in_words(rest)}, "
-        f"processes {in_words(PROCESSES)}), and {in_words(left)} are left; a smaller "
-        "engine.kv_cache_memory_gib may do",
-        target.file,
-    )
+    return None
 
 
 def _may_retry(turn: Turn, target: Target, failure: Failure, live: list[Application]) -> bool:

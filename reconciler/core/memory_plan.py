@@ -8,6 +8,7 @@ from reconciler.core.plan import GpuUse, Memory
 from reconciler.core.state import Demand
 from reconciler.core.target import Target
 from reconciler.core.turn import Turn
+from reconciler.core.want import Wish
 
 
 def memory_of(target: Target) -> Memory | None:
@@ -99,6 +100,8 @@ def _afterwards(turn: Turn, order: Sequence[Target], removed: Collection[str]) -
         if model in held or stays:
             found |= {app.name: app.demand for app in apps}
     for target in order:
+        if turn.wants[target.model].wish is Wish.REST or target.model in turn.sent_away:
+            continue
         if target.model not in held and not target.waits:
             found[target.application] = target.demand
     return found

@@ -23,6 +23,10 @@ class Action(StrEnum):
     UPDATE = "update"
     FRONT_DOOR = "front door"
     RESTORE = "restore"
+    LOAD = "load"
+    """A model at rest comes up: it is asked for, by a request, by hand or by its schedule."""
+    UNLOAD = "unload"
+    """It goes, and stays declared: it is idle, makes room, or is sent away by hand."""
     REMOVE = "remove"
 
 
@@ -121,7 +125,6 @@ class HeldKind(StrEnum):
     DOES_NOT_FIT = "does not fit"
     MISSING = "missing weights"
     WRONG_ENGINE = "wrong engine"
-    MANUAL = "manual"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,19 @@ class Held:
     """Seconds since the epoch of the next try; None where only a change helps."""
     advice: tuple[str, ...] = ()
     """Changes of its file that would help, each with its numbers, the mildest first."""
+    on_request: bool = False
+    """A request is enough to try it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """A model that is not up, or leaves, and as things are need not be up."""
+
+    model: str
+    reason: str
+    file: str = ""
+    on_request: bool = True
+    """A request is enough to bring it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +178,7 @@ class Do(StrEnum):
     KEEP_PREVIOUS = "keep previous"
     AWAIT = "await"
     DRAIN = "drain"
+    END_OVERRIDE = "end override"
 
 
 WAITING = frozenset({Do.AWAIT, Do.DRAIN})
@@ -209,6 +226,8 @@ class Plan:
     observed_digest: str = ""
     unchanged: tuple[str, ...] = field(default=())
     """Models that are as their files want them."""
+    resting: tuple[Resting, ...] = ()
+    """Models that are not up, or leave, as their policies want it."""
     notes: tuple[Note, ...] = ()
     """What is no difference, and yet worth knowing."""
     gpus: tuple[GpuUse, ...] = ()
@@ -222,9 +241,4 @@ class Plan:
     @property
     def converged(self) -> bool:
         """Everything is as declared: nothing pending, held or refused."""
-        return not (self.steps or self.changes or self.refused or self.trouble)
-
-    @property
-    def trouble(self) -> tuple[Held, ...]:
-        """What is held though its operator wants it otherwise."""
-        return tuple(held for held in self.held if held.kind is not HeldKind.MANUAL)
+        return not (self.steps or self.changes or self.refused or self.held)

@@ -17,6 +17,7 @@ def plan_to_json(plan: Plan) -> Json:
         "refused": [asdict(refusal) for refusal in plan.refused],
         "steps": [asdict(step) for step in plan.steps],
         "unchanged": list(plan.unchanged),
+        "resting": [asdict(resting) for resting in plan.resting],
         "notes": [asdict(note) for note in plan.notes],
         "gpus": [asdict(gpu) for gpu in plan.gpus],
         "summary": counts(plan),
@@ -34,4 +35,5 @@ def counts(plan: Plan) -> dict[str, int]:
         "held": len(plan.held),
         "refused": len(plan.refused),
         "unchanged": len(plan.unchanged),
+        "resting": len(plan.resting),
     }

@@ -1,7 +1,8 @@
 """The planner: (desired, observed) -> plan. Pure: the same inputs always give the same plan.
 
-It decides what goes (`safety` has a say), takes one step for every declared model (`approach`), words the
-difference (`describe`), and says which configurations Serve should hold after this turn.
+It decides what goes (`safety` has a say) and who should be up (`residency`), takes one step for every declared
+model (`approach`, which looks for `room`), words the difference (`describe`), and says which configurations Serve
+should hold after this turn.
 """
 
 import hashlib
@@ -9,24 +10,28 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 
-from reconciler.core.approach import approach, stay
+from reconciler.core.approach import approach, let_go, rest, stay
 from reconciler.core.describe import describe
 from reconciler.core.desired import Desired
 from reconciler.core.memory_plan import gpus_of, memory_of
 from reconciler.core.parse import InvalidFile
-from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Note, Plan, Step
+from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Note, Plan, Resting, Step
+from reconciler.core.residency import finished, want_of
 from reconciler.core.safety import refuse_removals
-from reconciler.core.spec import Policy
 from reconciler.core.state import Application, Observed, Status
 from reconciler.core.target import Target
 from reconciler.core.turn import Options, Turn
 from reconciler.core.waiting_for_weights import downloads_of
+from reconciler.core.want import Want, Wish
+
+_ORDER = (Wish.UP, Wish.STAY, Wish.REST)
 
 
 def make_plan(desired: Desired, observed: Observed, options: Options | None = None) -> Plan:
     """The plan for one turn."""
     turn = Turn(desired, observed, options or Options())
     removed = _decide_removals(turn)
+    turn.wants = {model: want_of(turn, target) for model, target in desired.targets.items()}
     order = sorted(desired.targets.values(), key=lambda target: _importance(turn, target))
     if not desired.unreadable:
         for target in order:
@@ -39,6 +44,7 @@ def make_plan(desired: Desired, observed: Observed, options: Options | None = No
         held=tuple(turn.held),
         refused=tuple(turn.refused),
         unchanged=tuple(turn.unchanged),
+        resting=tuple(turn.resting),
         notes=tuple(
             Note(model, text) for model, target in sorted(desired.targets.items()) for text in target.notes
         )
@@ -58,21 +64,83 @@ def observed_digest(applications: Mapping[str, Application]) -> str:
     return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _importance(turn: Turn, target: Target) -> tuple[bool, bool, int, int, str]:
-    # What served and does not now comes first: others would take the room that it made.
-    lifecycle = target.spec.lifecycle
-    interrupted = turn.record(target.model) is not None and turn.routed(target.model) is None
+def _importance(turn: Turn, target: Target) -> tuple[int, bool, bool, float, int, int, str]:
+    # Who is to come up finds room before those that stay are asked to leave for it. What served and does not now
+    # comes first: others would take the room that it made. Then what is always on; then who waits the longest, so
+    # that models that cannot be up together take turns.
+    want = turn.wants[target.model]
+    record = turn.record(target.model)
+    served = record is not None and (want.pinned or record.previous is not None)
+    interrupted = served and turn.routed(target.model) is None
     place = turn.desired.order.get(target.model, len(turn.desired.order))
-    return (not interrupted, lifecycle.policy is not Policy.PINNED, -lifecycle.priority, place, target.model)
+    return (
+        _ORDER.index(want.wish),
+        not interrupted,
+        not want.pinned,
+        0.0 if want.pinned else -want.since,
+        -target.spec.lifecycle.priority,
+        place,
+        target.model,
+    )
 
 
 def _plan_declared(turn: Turn, target: Target) -> None:
+    model, want = target.model, turn.wants[target.model]
+    if ended := finished(turn, target):
+        turn.step(Do.END_OVERRIDE, model, target.application, ended)
+    if model in turn.live and (model in turn.sent_away or want.wish is Wish.REST):
+        _plan_unload(turn, target, want)
+    elif want.wish is Wish.REST:
+        _plan_rest(turn, target, want)
+    else:
+        _plan_up(turn, target, want)
+
+
+def _plan_unload(turn: Turn, target: Target, want: Want) -> None:
+    routed, why = turn.routed(target.model), turn.sent_away.get(target.model, want.why)
+    turn.resting.append(Resting(target.model, why, target.file, on_request=want.on_request))
+    turn.changes.append(
+        Change(
+            target.model,
+            Action.UNLOAD,
+            why,
+            old=routed or turn.live[target.model][0].name,
+            phase="" if routed is not None else "draining",
+            file=target.file,
+        )
+    )
+    let_go(turn, target.model, why)
+
+
+def _plan_rest(turn: Turn, target: Target, want: Want) -> None:
+    steps = len(turn.steps)
+    rest(turn, target, want)
+    fetches = any(step.do is Do.FETCH for step in turn.steps[steps:])
+    if fetches:
+        cause = f"{target.file} declares it; its weights are fetched now, a request loads it"
+        downloads = downloads_of(turn, target)
+        turn.changes.append(
+            Change(
+                target.model,
+                Action.ADD,
+                cause,
+                new=target.application,
+                file=target.file,
+                downloads=downloads,
+                memory=memory_of(target),
+            )
+        )
+
+
+def _plan_up(turn: Turn, target: Target, want: Want) -> None:
     change = describe(turn, target)
     steps, held = len(turn.steps), len(turn.held)
     approach(turn, target)
     if len(turn.held) > held:
         return
     if change is not None:
+        if change.action is Action.ADD and want.asked:
+            change = replace(change, action=Action.LOAD, cause=want.why)
         there = any(app.name == target.application for app in turn.live.get(target.model, ()))
         if not there:
             change = replace(change, downloads=downloads_of(turn, target), memory=memory_of(target))
@@ -157,11 +225,7 @@ def _plan_removal(turn: Turn, model: str) -> None:
             file=record.file if record is not None else "",
         )
     )
-    if routed is not None:
-        turn.step(Do.UNROUTE, model, routed, cause)
-        turn.hold(turn.live[model])
-    else:
-        turn.retire(turn.live[model], cause)
+    let_go(turn, model, cause)
 
 
 def _unroute_what_is_gone(turn: Turn) -> None:

@@ -18,8 +18,11 @@ from pydantic import (
     Field,
     JsonValue,
     Tag,
+    field_validator,
     model_validator,
 )
+
+from reconciler.core.cron import closing, times_of, zone_of
 
 NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?:/[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)*$"
 """Names go into URLs, map files and Serve identifiers; `:` is Ray's separator for LoRA adapters."""
@@ -297,11 +300,21 @@ class Schedule(_Section):
     timezone: Annotated[str, Field(pattern=r"^[A-Za-z0-9_+/-]+$", max_length=64)] = "UTC"
     """IANA time zone of both, such as `Europe/Berlin`."""
 
+    @field_validator("start", "end")
+    @classmethod
+    def _times(cls, text: str) -> str:
+        times_of(text)
+        return text
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone(cls, name: str) -> str:
+        zone_of(name)
+        return name
+
     @model_validator(mode="after")
-    def _five_fields(self) -> Self:
-        for key in ("start", "end"):
-            if len(getattr(self, key).split()) != 5:  # noqa: PLR2004 -- minute hour day month weekday
-                raise ValueError(f"{key} needs five cron fields: minute hour day month weekday")
+    def _closes(self) -> Self:
+        closing(times_of(self.start), times_of(self.end))
         return self
 
 
@@ -319,8 +332,13 @@ class Lifecycle(_Section):
     drain_timeout: Duration = "10m"
     """How long requests in flight may take to finish before the model is removed all the same."""
     priority: Annotated[int, Field(ge=0, le=100)] = 50
-    """0 to 100; the higher one is loaded first."""
-    schedule: tuple[Schedule, ...] = ()
+    """0 to 100; the higher one is loaded first, and leaves last when room has to be made."""
+    max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 1000
+    """How many requests may wait for the model to come up; further ones are refused at once."""
+    wait_timeout: Duration = "10m"
+    """How long a request may wait for the model to come up."""
+    schedule: Annotated[tuple[Schedule, ...], Field(max_length=50)] = ()
+    """Windows in which the model is pinned."""
     group: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)] | None = None
     """Models of one group are never up together."""
     heal: Literal["on", "off"] = "on"

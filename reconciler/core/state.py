@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+from reconciler.core.overrides import Override
 from reconciler.core.weights import Copy, CopyState
+from reconciler.core.windows import Window
 
 Json: TypeAlias = dict[str, Any]
 
@@ -149,6 +151,19 @@ class Failure:
     """What its sizes were decided from; empty where nobody knows."""
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Requests that wait for a model to come up.
+
+    Attributes:
+        count: How many.
+        seconds: For how long the first of them has been waiting.
+    """
+
+    count: int
+    seconds: float
+
+
 def homes_of(applications: Mapping[str, Application]) -> dict[str, list[str]]:
     """The ids of the nodes on which the replicas of our applications are, as far as that is known."""
     return {
@@ -177,7 +192,13 @@ class Observed:
         nodes: The cluster's nodes; empty where only CPUs are used.
         routes: Model name to application, as the edge routes now.
         in_flight: Requests in flight by application; None when that could not be read, which counts as in use.
-        idle_seconds: Seconds since an application's last request ended, where it ever had one; 0 while in use.
+        idle_seconds: Seconds since an application of ours was last used: since its last request ended, or since it
+            came up; 0 while it is in use, and while nobody can tell.
+        up_seconds: Seconds since an application first had the traffic, as far as this process has seen it.
+        waiting: Requests that wait for a model to come up, by model.
+        load_seconds: How long a model's loads took lately, where it was loaded before.
+        overrides: What was asked for by hand, by model.
+        windows: Where a model with a schedule stands, by model.
         ready: Applications that answered a real request since they came up.
         probing: Applications that are being asked such a request right now.
         unanswered: Applications that came up and did not answer, with what they said instead.
@@ -198,6 +219,11 @@ class Observed:
     routes: Mapping[str, str] = field(default_factory=dict)
     in_flight: Mapping[str, int] | None = field(default_factory=dict)
     idle_seconds: Mapping[str, float] = field(default_factory=dict)
+    up_seconds: Mapping[str, float] = field(default_factory=dict)
+    waiting: Mapping[str, Waiting] = field(default_factory=dict)
+    load_seconds: Mapping[str, float] = field(default_factory=dict)
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+    windows: Mapping[str, Window] = field(default_factory=dict)
     ready: frozenset[str] = frozenset()
     probing: frozenset[str] = frozenset()
     unanswered: Mapping[str, str] = field(default_factory=dict)

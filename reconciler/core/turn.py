@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from reconciler.core.desired import Desired
 from reconciler.core.main_memory import main_memory_of
 from reconciler.core.placement import Ledger
-from reconciler.core.plan import Change, Do, Held, Refusal, Step
-from reconciler.core.spec import Policy, parse_duration
+from reconciler.core.plan import Change, Do, Held, Refusal, Resting, Step
+from reconciler.core.spec import parse_duration
 from reconciler.core.state import Application, Demand, Json, Observed, Record, Status, homes_of
+from reconciler.core.target import Target
+from reconciler.core.want import Want
 
 DRAIN_SETTLE_SECONDS = 1.0
 """How long an application without traffic must have been quiet: a request may still be on its way to it."""
 DEFAULT_DRAIN_SECONDS = 600.0
-_MOST_IN_THE_WAY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +64,23 @@ class Turn:
     """Our applications that are not being deleted, by model."""
     leaving: set[str] = field(default_factory=set)
     """Applications whose room will be free soon: deleted, or of a model that goes."""
+    wants: dict[str, Want] = field(default_factory=dict)
+    """Where each declared model should be."""
+    sent_away: dict[str, str] = field(default_factory=dict)
+    """Models that leave to make room, with the reason."""
+    resting: list[Resting] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._placed: dict[str, Demand] = {}
+        placed: dict[str, Demand] = {}
         self._loading = 0
-        self._in_the_way: list[tuple[str, list[str]]] | None = None
+        self._promised: list[tuple[str, Demand]] = []
+        self._reserved: dict[str, set[str]] = {}
         for app in self.observed.applications.values():
             if app.model is None:
                 if app.config is not None and app.status is not Status.DELETING:
                     self.keep[app.name] = app.config
                 continue
-            self._placed[app.name] = app.demand
+            placed[app.name] = app.demand
             if app.status is Status.DELETING:
                 self.leaving.add(app.name)
             else:
@@ -86,7 +93,7 @@ class Turn:
             if coming_up(app) and app.config is not None
         )
         self.homes = homes_of(self.observed.applications)
-        self._ledger = Ledger(self.observed.nodes, self._placed, self.homes)
+        self._ledger = Ledger(self.observed.nodes, placed, self.homes)
 
     # --- facts ------------------------------------------------------------------------------------------
 
@@ -99,45 +106,60 @@ class Turn:
         return self.observed.records.get(model)
 
     def fits(self, demand: Demand) -> bool:
-        """There is room beside everything that is there."""
-        return self._ledger.fits(demand)
+        """There is room on the GPUs beside everything that is there, and beside what is promised."""
+        return self._finds_place(demand, ())
 
     def fits_without(self, demand: Demand, names: Collection[str]) -> bool:
-        """There would be room if `names` were gone."""
+        """There would be room on the GPUs if `names` were gone."""
         return self._ledger.fits(demand, names)
 
-    def in_the_way(self, demand: Demand, model: str) -> tuple[str, ...]:
-        """The models that would have to go for `demand` to find room, the least important first.
+    def has_room(self, target: Target, without: Collection[str] = ()) -> bool:
+        """There is room for `target`, or would be if the applications `without` were gone.
 
-        Empty where a few would not do. Never one that is pinned.
+        What is promised to models that wait for others to leave is not free.
         """
-        gone: list[tuple[str, list[str]]] = []
-        for other, names in self._movable():
-            if other == model:
-                continue
-            gone.append((other, names))
-            if self.fits_without(demand, [name for _, each in gone for name in each]):
-                break
-        else:
-            return ()
-        # Whoever went in vain stays.
-        for each in gone[:-1]:
-            rest = [other for other in gone if other is not each]
-            if self.fits_without(demand, [name for _, names in rest for name in names]):
-                gone = rest
-        return tuple(other for other, _ in gone)
+        return self._finds_place(target.demand, without) and self._has_memory(target, without)
 
-    def _movable(self) -> list[tuple[str, list[str]]]:
-        """The least important models that are there, with their applications."""
-        if self._in_the_way is None:
-            targets = self.desired.targets
-            others = [
-                (targets[model].spec.lifecycle.priority, model, [app.name for app in apps])
-                for model, apps in self.live.items()
-                if model in targets and targets[model].spec.lifecycle.policy is not Policy.PINNED
-            ]
-            self._in_the_way = [(model, names) for _, model, names in sorted(others)[:_MOST_IN_THE_WAY]]
-        return self._in_the_way
+    def could_have_room(self, target: Target, without: Collection[str], models: Collection[str]) -> bool:
+        """There could be room one day: without these applications, and without what was set aside for `models`."""
+        reserved = {name for model in models for name in self._reserved.get(model, ())}
+        promised = self._promised
+        self._promised = [each for each in promised if each[0] not in models]
+        found = self.has_room(target, {*without, *reserved})
+        self._promised = promised
+        return found
+
+    def has_slot(self) -> bool:
+        """Another application may come up beside those that do already."""
+        return self._loading < self.options.max_loads
+
+    def _finds_place(self, demand: Demand, without: Collection[str]) -> bool:
+        if not self._promised:
+            return self._ledger.fits(demand, without)
+        before = self._ledger.mark()
+        if without:
+            self._ledger.release(without)
+            for _, each in self._promised:
+                self._ledger.take(each)
+            found = self._ledger.take(demand)
+        else:
+            found = self._ledger.take(demand)
+            self._ledger.release(self.leaving)
+            found = found and all(self._ledger.take(each) for _, each in self._promised)
+        self._ledger.back_to(before)
+        return found
+
+    def _has_memory(self, target: Target, without: Collection[str]) -> bool:
+        # What would take the place of another version of its model is tried: who knows what that one gives back.
+        left = self.memory_left()
+        if left is None or self.options.force or self.live.get(target.model):
+            return True
+        apps = self.observed.applications
+        configs = [apps[name].config for name in without if name in apps]
+        if any(config is None for config in configs):
+            return True  # It is being deleted; what it gives back shows when it is gone.
+        freed = sum(self.memory_of(config) for config in configs if config is not None)
+        return self.memory_of(target.config) <= left + freed
 
     def memory_of(self, config: Json) -> int:
         """Bytes of main memory that an application takes, where its engine computes on the CPU."""
@@ -187,22 +209,28 @@ class Turn:
         elif not self.claim_load():
             self.step(Do.AWAIT, model, name, "queued behind another load")
         else:
-            self.reserve(name, demand)
+            self.reserve(model, name, demand)
             self._memory_promised += self.memory_of(config)
             self.keep[name] = config
             self.step(Do.START, model, name)
 
     def claim_load(self) -> bool:
         """Take one of the loading slots; False where all are taken."""
-        if self._loading >= self.options.max_loads:
+        if not self.has_slot():
             return False
         self._loading += 1
         return True
 
-    def reserve(self, name: str, demand: Demand) -> None:
+    def reserve(self, model: str, name: str, demand: Demand) -> None:
         """Set room aside, so that what is planned later in this turn leaves it alone."""
-        self._placed[name] = demand
-        self._ledger.take(demand, name)
+        self._reserved.setdefault(model, set()).add(name)
+        if not self._ledger.take(demand, name):
+            self._promised.append((model, demand))
+
+    def send_away(self, model: str, why: str) -> None:
+        """Have a model leave, so that another one finds room."""
+        self.sent_away[model] = why
+        self.leaving.update(app.name for app in self.live.get(model, ()))
 
     def fail(self, app: Application, reason: str) -> None:
         """Let a version go that failed: note it, once, and remove it."""

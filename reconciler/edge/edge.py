@@ -7,7 +7,7 @@ configuration and its routes, is always in its folder.
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from reconciler.edge import maps, process
@@ -44,12 +44,13 @@ class Edge:
         self._fingerprint = fingerprint(config)
         self._api = RuntimeApi(options.socket_file)
         self._changing_routes = asyncio.Lock()
+        self._used: set[str] = set()
 
     async def ensure_running(self) -> bool:
         """Start the edge if it is down; reload it if it runs with another configuration.
 
-        A reload cuts nothing: requests in flight end in the old worker. Idle times of applications start anew, as
-        of the reload.
+        A reload cuts nothing: requests in flight end in the old worker. Idle times of applications start anew with
+        it, and with a start too as far as this object has seen any.
 
         Returns:
             Whether it had to be started.
@@ -66,7 +67,7 @@ class Edge:
                 async with self._changing_routes:
                     self._write_files()
                     if running is None:
-                        await process.start(self._options, self._api, self._fingerprint)
+                        await self._start()
                     else:
                         await self._reload()
                 return running is None
@@ -125,7 +126,25 @@ class Edge:
                 # The worker that stays has to know, for the other takes its table along when it ends.
                 await self._api.touch(list(left))
                 tables.append(left)
-        return add_up(tables)
+        total = add_up(tables)
+        self._used = {name for name, use in total.items() if use.idle_seconds is not None}
+        return total
+
+    async def touch(self, applications: Iterable[str]) -> None:
+        """Make these applications used at this moment, for requests that did not pass here straight to them.
+
+        What is in flight is not changed by it.
+
+        Args:
+            applications: Names; those that were never routed to are taken too.
+
+        Raises:
+            ValueError: A name cannot be an application's; nothing was changed.
+            EdgeUnreachableError: It is down.
+        """
+        names = sorted(set(applications))
+        maps.check_applications(names)
+        await self._api.touch(names)
 
     async def stop(self, *, grace_seconds: float = 5.0) -> None:
         """End the edge; nothing happens if it is down.
@@ -163,6 +182,13 @@ class Edge:
             return maps.parse_map(self._options.routes_file.read_text(encoding="utf-8"))
         except (FileNotFoundError, UnicodeDecodeError):
             return {}
+
+    async def _start(self) -> None:
+        used = sorted(self._used)
+        await process.start(self._options, self._api, self._fingerprint)
+        # The table ended with the process before, and "never used" would be wrong. This one may be gone again.
+        with contextlib.suppress(EdgeUnreachableError):
+            await self._api.touch(used)
 
     async def _reload(self) -> None:
         try:

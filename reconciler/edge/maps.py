@@ -1,7 +1,7 @@
 """Routes as HAProxy keeps them: the map file, the socket's answer, and the commands from one to another. Pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 MAP_NAME = "routes.map"
 """How the template names the map, and so its name on the socket."""
@@ -21,11 +21,21 @@ def check_routes(routes: Mapping[str, str]) -> None:
     Raises:
         ValueError: A name has characters, or a length, that cannot be a model's or an application's.
     """
-    for model, application in routes.items():
+    for model in routes:
         if not _MODEL.fullmatch(model):
             raise ValueError(f"{model!r} cannot be the name of a model in a route")
-        if not _APPLICATION.fullmatch(application):
-            raise ValueError(f"{application!r} cannot be the name of an application in a route")
+    check_applications(routes.values())
+
+
+def check_applications(names: Iterable[str]) -> None:
+    """Let no name into a command that HAProxy could read as something else.
+
+    Raises:
+        ValueError: One has characters, or a length, that cannot be an application's.
+    """
+    for name in names:
+        if not _APPLICATION.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be the name of an application in a route")
 
 
 def format_map(routes: Mapping[str, str]) -> str:

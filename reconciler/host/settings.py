@@ -94,6 +94,8 @@ class Settings(BaseSettings):
     """Repositories whose own code may run, as patterns (`org/*`)."""
     resync_interval: Seconds = 10.0
     """Seconds between two full looks at files and cluster, whatever the file watcher says."""
+    sweep_interval: Seconds = 5.0
+    """Seconds between two looks for models that are idle, or whose schedule begins or ends."""
     max_loads: Annotated[int, Field(ge=1, le=1000)] | None = None
     """How many models may be coming up at a time; the default is one for every four cores."""
     probe_timeout: Seconds = 120.0

@@ -18,6 +18,7 @@ from reconciler.edge.edge import Edge
 from reconciler.host.log import get_logger
 from reconciler.loop.after_start import AfterStart
 from reconciler.loop.memory import Memory
+from reconciler.loop.overrides import OverrideStore
 from reconciler.loop.probe import ProbeError, probe
 from reconciler.ray_serve.client import ServeClient, ServeRefusedError
 from reconciler.ray_serve.observed import applications
@@ -42,6 +43,7 @@ class Actor:
         probe_timeout: Seconds that a version may take to answer its first request.
         weights: Fetches what is missing.
         after_start: Measures what came up.
+        overrides: What was asked for by hand.
         keep_versions: Of how many earlier versions of a model the weights stay.
         wake: Called when a probe ended, so that the loop takes its next turn at once.
     """
@@ -57,6 +59,7 @@ class Actor:
         probe_timeout: float,
         weights: WeightStore,
         after_start: AfterStart,
+        overrides: OverrideStore,
         keep_versions: int,
         wake: Callable[[], None],
     ) -> None:
@@ -68,6 +71,7 @@ class Actor:
         self._probe_timeout = probe_timeout
         self._weights = weights
         self._after_start = after_start
+        self._overrides = overrides
         self._keep_versions = keep_versions
         self._wake = wake
         self._probes: dict[str, asyncio.Task[None]] = {}
@@ -89,6 +93,10 @@ class Actor:
         for step in by_kind.get(Do.RECORD, ()):
             self._record(step, desired)
             self._after_start.measure(desired.targets[step.model], observed)
+        for step in by_kind.get(Do.END_OVERRIDE, ()):
+            override = observed.overrides.get(step.model)
+            if override is not None:
+                self._overrides.end(override, step.why)
         self._fetch(by_kind.get(Do.FETCH, []), desired, observed)
         await self._route(by_kind.get(Do.ROUTE, []), by_kind.get(Do.UNROUTE, []), observed)
         for step in by_kind.get(Do.PROBE, ()):
@@ -191,7 +199,7 @@ class Actor:
             self._memory.unanswered[name] = str(error)
             log.warning("model.unanswered", model=step.model, application=name, reason=str(error))
         else:
-            self._memory.ready.add(name)
+            self._memory.answered(name)
             log.info("model.ready", model=step.model, application=name)
         finally:
             self._memory.probing.discard(name)

@@ -1,14 +1,17 @@
 """What the front door tells clients about each model, from the plan and what was observed. Pure."""
 
+from dataclasses import replace
+
 from reconciler.activator.directory import Directory, Entry, ModelState
 from reconciler.core.desired import Desired
-from reconciler.core.plan import Do, HeldKind, Plan
+from reconciler.core.plan import Do, Plan, Step
+from reconciler.core.spec import parse_duration
 from reconciler.core.state import Observed, Status
 from reconciler.core.target import Target
 from reconciler.core.weights import in_words
 
 _COMING = frozenset({Do.FETCH, Do.START, Do.AWAIT, Do.PROBE, Do.ROUTE, Do.KEEP_PREVIOUS, Do.UNROUTE, Do.DRAIN})
-_RETRY_SECONDS = 5.0
+_GOING = frozenset({Do.UNROUTE, Do.DRAIN, Do.REMOVE})
 _RETRY_FAILED_SECONDS = 60.0
 
 
@@ -21,37 +24,65 @@ def build_directory(desired: Desired, observed: Observed, plan: Plan, *, created
         plan: What was decided.
         created: Seconds since the epoch, shown as the models' creation time.
     """
-    entries = [_declared(target, observed, plan, created) for target in desired.targets.values()]
+    view = _View(observed, plan)
+    entries = [_declared(target, view, created) for target in desired.targets.values()]
     alive = {app.model for app in observed.applications.values() if app.model is not None}
     undeclared = (set(observed.routes) | alive) - set(desired.targets)
-    entries += [_undeclared(model, observed, plan, created) for model in sorted(undeclared)]
+    entries += [_undeclared(model, view, created) for model in sorted(undeclared)]
+    invalid = {name: file.path for file in desired.invalid for name in file.claims or ()}
+    for name in sorted(invalid.keys() - set(desired.targets) - undeclared):
+        reason = f"{invalid[name]} is invalid"
+        entries.append(Entry(name, ModelState.FAILED, None, reason, _RETRY_FAILED_SECONDS, created=created))
     return Directory(entries)
 
 
-def _declared(target: Target, observed: Observed, plan: Plan, created: int) -> Entry:
-    state, application, reason, retry = _state(target, observed, plan)
+class _View:
+    """A turn, by model."""
+
+    def __init__(self, observed: Observed, plan: Plan) -> None:
+        self.observed = observed
+        self.held = {held.model: held for held in plan.held}
+        self.resting = {resting.model: resting for resting in plan.resting}
+        self.steps: dict[str, list[Step]] = {}
+        for step in plan.steps:
+            self.steps.setdefault(step.model, []).append(step)
+
+    def next_route(self, model: str) -> str | None:
+        """Where the model's traffic goes once this turn's steps are done."""
+        route = self.observed.routes.get(model)
+        for step in self.steps.get(model, ()):
+            if step.do is Do.ROUTE:
+                route = step.application
+            elif step.do is Do.UNROUTE:
+                route = None
+        return route
+
+
+def _declared(target: Target, view: _View, created: int) -> Entry:
     spec = target.spec
     length = spec.engine.max_model_len
-    return Entry(
+    bare = Entry(
         name=target.model,
-        state=state,
-        application=application,
-        reason=reason,
-        retry_after=retry,
+        state=ModelState.UNLOADED,
+        application=None,
+        reason="it is not up",
         aliases=spec.aliases,
         adapters=tuple(adapter.name for adapter in spec.adapters),
         task=spec.task.value,
         description=spec.description,
         created=created,
         max_model_len=None if length == "auto" else length,
+        max_waiting=spec.lifecycle.max_waiting,
+        wait_timeout=parse_duration(spec.lifecycle.wait_timeout),
     )
+    return _with_state(bare, target, view)
 
 
-def _undeclared(model: str, observed: Observed, plan: Plan, created: int) -> Entry:
+def _undeclared(model: str, view: _View, created: int) -> Entry:
     """A model whose file is invalid or going: it keeps the aliases that were last recorded."""
-    record = observed.records.get(model)
+    record = view.observed.records.get(model)
     spec = record.spec if record is not None else {}
-    application = _next_route(model, observed, plan)
+    application = view.next_route(model)
     return Entry(
         name=model,
         state=ModelState.LOADED if application is not None else ModelState.UNLOADING,
@@ -65,24 +96,52 @@ def _undeclared(model: str, observed: Observed, plan: Plan, created: int) -> Ent
     )
 
 
-def _state(target: Target, observed: Observed, plan: Plan) -> tuple[ModelState, str | None, str, float]:
-    model = target.model
-    application = _next_route(model, observed, plan)
+def _with_state(entry: Entry, target: Target, view: _View) -> Entry:
+    model, observed = target.model, view.observed
+    application = view.next_route(model)
     app = observed.applications.get(application or "")
     if app is not None and app.status is not Status.DELETING:
-        return ModelState.LOADED, application, "", _RETRY_SECONDS
-    held = next((held for held in plan.held if held.model == model), None)
+        return replace(entry, state=ModelState.LOADED, application=application, reason="")
+    wait = _expected_wait(target, observed)
+    held, resting = view.held.get(model), view.resting.get(model)
     if held is not None:
-        failed = held.kind is not HeldKind.MANUAL
-        state = ModelState.FAILED if failed else ModelState.UNLOADED
         retry = max(1.0, held.retry_at - observed.now) if held.retry_at else _RETRY_FAILED_SECONDS
-        return state, None, f"{held.kind.value}: {held.reason}", retry
-    step = next((step for step in plan.steps if step.model == model and step.do in _COMING), None)
+        return replace(
+            entry,
+            state=ModelState.FAILED,
+            reason=f"{held.kind.value}: {held.reason}",
+            retry_after=retry,
+            holds=held.on_request,
+        )
+    steps = view.steps.get(model, ())
+    if any(step.do is Do.FAIL for step in steps):
+        # Its reason is being looked for in the engine's log; the next turn knows it.
+        return replace(entry, state=ModelState.LOADING, reason="it failed to load", holds=True)
+    step = next((step for step in steps if step.do in _COMING), None)
+    words = "" if step is None else step.why or "it is being started"
     if step is not None and step.do is Do.FETCH:
-        return ModelState.LOADING, None, f"{step.why}{_progress(target, observed)}", _RETRY_SECONDS
-    if step is not None:
-        return ModelState.LOADING, None, step.why or "it is being started", _RETRY_SECONDS
-    return ModelState.UNLOADED, None, "it is not up", _RETRY_SECONDS
+        words += _progress(target, observed)
+    if resting is not None or step is None:
+        leaves = any(step.do in _GOING for step in steps)
+        return replace(
+            entry,
+            state=ModelState.UNLOADING if leaves else ModelState.UNLOADED,
+            reason="; ".join(filter(None, (resting.reason if resting is not None else entry.reason, words))),
+            holds=resting is not None and resting.on_request,
+            expected_wait=wait,
+        )
+    return replace(entry, state=ModelState.LOADING, reason=words, holds=True, expected_wait=wait)
+
+
+def _expected_wait(target: Target, observed: Observed) -> float | None:
+    """Seconds until the model answers, by what its loads took lately; None where it was never loaded here."""
+    load = observed.load_seconds.get(target.model)
+    if load is None:
+        return None
+    if target.application in observed.applications:
+        return max(1.0, load - observed.ages.get(target.application, 0.0))
+    states = [observed.weights.get(copy) for copy in target.copies]
+    return load + max((state.seconds_left or 0.0 for state in states if state is not None), default=0.0)
 
 
 def _progress(target: Target, observed: Observed) -> str:
@@ -94,14 +153,3 @@ def _progress(target: Target, observed: Observed) -> str:
     done = sum(state.done for state in states)
     left = max((state.seconds_left or 0.0 for state in states), default=0.0)
     return f": {done * 100 // total} % of {in_words(total)}" + (f", about {left:.0f} s left" if left else "")
-
-
-def _next_route(model: str, observed: Observed, plan: Plan) -> str | None:
-    """Where the model's traffic goes once this turn's steps are done."""
-    route = observed.routes.get(model)
-    for step in plan.steps:
-        if step.model == model and step.do is Do.ROUTE:
-            route = step.application
-        elif step.model == model and step.do is Do.UNROUTE:
-            route = None
-    return route

@@ -1,12 +1,13 @@
 """The front door as the loop sees it: an edge that must run, and a directory that must be current."""
 
+import contextlib
 import time
 
 from reconciler.activator.app import Activator
 from reconciler.core.desired import Desired
 from reconciler.core.plan import Plan
 from reconciler.core.state import Observed
-from reconciler.edge.edge import Edge, EdgeStartError
+from reconciler.edge.edge import Edge, EdgeStartError, EdgeUnreachableError
 from reconciler.host.log import get_logger
 from reconciler.loop.directory import build_directory
 
@@ -21,6 +22,7 @@ class FrontDoor:
         self._activator = activator
         self._created = int(time.time())
         self._complaint = ""
+        self._noted = time.monotonic()
 
     async def ensure_running(self) -> None:
         """Start the edge where it does not run. A failure is logged once, and tried again on the next turn."""
@@ -32,6 +34,17 @@ class FrontDoor:
             if str(error) != self._complaint:
                 log.error("edge.failed", reason=str(error))  # noqa: TRY400 -- HAProxy's reason, not our trace
             self._complaint = str(error)
+
+    async def note_use(self) -> None:
+        """Tell the edge, which outlives this process, what the activator has served since this was last called."""
+        if self._activator is None:
+            return
+        now = time.monotonic()
+        since, self._noted = now - self._noted, now
+        used = [name for name, idle in self._activator.idle_seconds().items() if idle <= since]
+        if used:
+            with contextlib.suppress(EdgeUnreachableError):
+                await self._edge.touch(used)
 
     def publish(self, desired: Desired, observed: Observed, plan: Plan) -> None:
         """Tell the activator what there is, as it will be once this turn's steps are done."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from reconciler.core.desired import Desired, Snapshot, compile_desired, models_of_invalid_files, wanted_in
 from reconciler.core.fitting import Fitter
 from reconciler.core.parse import ParsedSet, parse_all
-from reconciler.core.plan import Plan
+from reconciler.core.plan import Do, Plan
 from reconciler.core.planner import make_plan
 from reconciler.core.render import Renderer
 from reconciler.core.state import Observed
@@ -22,8 +22,10 @@ from reconciler.edge.edge import EdgeUnreachableError
 from reconciler.host.log import get_logger
 from reconciler.loop.act import Actor
 from reconciler.loop.front_door import FrontDoor
+from reconciler.loop.load_times import LoadTimes, Stopwatch, phases_of
 from reconciler.loop.memory import Memory
 from reconciler.loop.observe import Observer
+from reconciler.loop.overrides import OverrideStore
 from reconciler.loop.report import Reporter
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
 from reconciler.sources.folder import FolderSource
@@ -61,6 +63,8 @@ class Loop:
         weights: WeightStore,
         facts: FactsStore,
         fitter: Fitter,
+        load_times: LoadTimes,
+        overrides: OverrideStore,
         options: Options,
     ) -> None:
         self._source = source
@@ -70,6 +74,9 @@ class Loop:
         self._weights = weights
         self._facts = facts
         self._fitter = fitter
+        self._load_times = load_times
+        self._overrides = overrides
+        self._stopwatch = Stopwatch()
         self._parsed: tuple[Snapshot, ParsedSet] | None = None
         self._compiled: tuple[ParsedSet, Resolutions, Desired] | None = None
         self._woken = asyncio.Event()
@@ -113,7 +120,9 @@ class Loop:
         look = await self.look()
         front_door.publish(look.desired, look.observed, look.plan)
         reporter.report(look.plan, look.desired)
+        await front_door.note_use()
         await actor.act(look.plan, look.desired, look.observed)
+        self._time_loads(look)
         if look.plan.settled and not look.desired.unreadable:
             self._forget(look)
         self.last = look
@@ -204,6 +213,15 @@ class Loop:
             self._compiled = (parsed, resolutions, desired)
         return self._compiled[2]
 
+    def _time_loads(self, look: Look) -> None:
+        self._stopwatch.see(phases_of(look.desired, look.observed))
+        for step in look.plan.steps:
+            if step.do is Do.ROUTE and (phases := self._stopwatch.done(step.application)) is not None:
+                try:
+                    self._load_times.note(step.model, step.application, phases)
+                except OSError as error:
+                    log.warning("load_times.unsaved", model=step.model, reason=str(error))
+
     def _forget(self, look: Look) -> None:
         wanted = set(look.desired.targets)
         alive = {app.model for app in look.observed.applications.values()}
@@ -211,6 +229,7 @@ class Loop:
             m for refusal in look.plan.refused for m in refusal.models
         }
         self._memory.forget_models(set(self._memory.records) - wanted - alive - held)
+        self._overrides.forget(set(self._overrides.active()) - wanted - alive - held)
         previous = {r.previous["name"] for r in self._memory.records.values() if r.previous is not None}
         others = models_of_invalid_files(look.desired)
         if others is not None and self._parsed is not None:

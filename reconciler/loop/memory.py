@@ -42,6 +42,9 @@ class Memory:
         self.unanswered: dict[str, str] = {}
         self._first_seen: dict[str, float] = {}
         self._without_traffic: dict[str, float] = {}
+        self._with_traffic: dict[str, float] = {}
+        self._last_used: dict[str, float] = {}
+        self._counted: set[str] = set()
         self._demands: dict[str, tuple[str, Demand]] = {}
         self._foreign: dict[str, deque[tuple[float, float]]] = {}
 
@@ -127,9 +130,18 @@ class Memory:
         for name in seen:
             if name in routed:
                 self._without_traffic.pop(name, None)
+                self._with_traffic.setdefault(name, now)
             else:
                 self._without_traffic.setdefault(name, now)
-        for clocks in (self._first_seen, self._without_traffic, self._demands, self.unanswered):
+        clocks_of_applications = (
+            self._first_seen,
+            self._without_traffic,
+            self._with_traffic,
+            self._last_used,
+            self._demands,
+            self.unanswered,
+        )
+        for clocks in clocks_of_applications:
             for name in clocks.keys() - seen.keys():
                 clocks.pop(name)
         self.ready &= seen.keys()
@@ -145,6 +157,38 @@ class Memory:
         """Seconds that each application without traffic has been without."""
         now = self._monotonic()
         return {name: now - since for name, since in self._without_traffic.items()}
+
+    def up_seconds(self) -> dict[str, float]:
+        """Seconds since each application that has or had the traffic first had it, as far as this process saw."""
+        now = self._monotonic()
+        return {name: now - since for name, since in self._with_traffic.items()}
+
+    def answered(self, application: str) -> None:
+        """A version answered its first request: it is ready, and idle from now on."""
+        self.ready.add(application)
+        self._last_used[application] = self._monotonic()
+
+    def use(self, in_flight: Mapping[str, int] | None, idle: Mapping[str, float]) -> dict[str, float]:
+        """Take in what the front door counted; gives the seconds since each application was last used.
+
+        What cannot be told counts as use, so nothing is unloaded too early: while the counts cannot be had, and
+        when the edge has lost what it knew, because it was started anew.
+
+        Args:
+            in_flight: Requests in flight by application; None when that could not be read.
+            idle: Seconds since the last request ended, of applications that ever had one.
+        """
+        now = self._monotonic()
+        for name, since in self._first_seen.items():
+            used = self._last_used.get(name, since if name not in idle else now - idle[name])
+            if in_flight is None or in_flight.get(name) or (name in self._counted and name not in idle):
+                used = now
+            elif name in idle:
+                used = max(used, now - idle[name])
+            self._last_used[name] = used
+        if in_flight is not None:
+            self._counted = set(idle) & self._first_seen.keys()
+        return {name: now - used for name, used in self._last_used.items()}
 
     def settle(self, what: str, amount: float) -> float:
         """What others have of something: the least of the last seconds, because reports lag behind our own deeds.

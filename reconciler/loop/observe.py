@@ -16,12 +16,14 @@ from reconciler.core.application import adapter_names
 from reconciler.core.desired import Desired
 from reconciler.core.fitting import Cluster
 from reconciler.core.main_memory import source_of
-from reconciler.core.state import Application, Observed
-from reconciler.core.turn import coming_up
+from reconciler.core.state import Application, Observed, Waiting
 from reconciler.core.weights import Copy, CopyState, Role
+from reconciler.core.windows import Window, window_of
 from reconciler.edge.edge import Edge, EdgeUnreachableError
 from reconciler.loop.gpus import GpuObserver
+from reconciler.loop.load_times import LoadTimes
 from reconciler.loop.memory import Memory
+from reconciler.loop.overrides import OverrideStore
 from reconciler.ray_serve.client import ServeClient
 from reconciler.ray_serve.observed import applications, serve_settings
 from reconciler.weights.store import WeightStore
@@ -39,6 +41,9 @@ class InFlightCounter(Protocol):
     def idle_seconds(self) -> Mapping[str, float]:
         """Seconds since the last request ended, by application."""
 
+    def waiting(self) -> Mapping[str, Waiting]:
+        """Requests that wait for a model to come up, by model."""
+
 
 class Observer:
     """Looks at the world.
@@ -47,6 +52,8 @@ class Observer:
         serve: An open client.
         edge: The front door's first half.
         memory: What was remembered.
+        overrides: What was asked for by hand.
+        load_times: How long loads took.
         weights: The weights on disk, and on their way.
         activator: The front door's second half, where it runs in this process.
         gpus: Looks at the cluster's GPUs; None where no model can reserve any.
@@ -61,6 +68,8 @@ class Observer:
         memory: Memory,
         weights: WeightStore,
         *,
+        overrides: OverrideStore,
+        load_times: LoadTimes,
         activator: InFlightCounter | None = None,
         gpus: GpuObserver | None = None,
         main_memory: Callable[[], int | None] | None = None,
@@ -70,6 +79,8 @@ class Observer:
         self._edge = edge
         self._memory = memory
         self._weights = weights
+        self._overrides = overrides
+        self._load_times = load_times
         self._activator = activator
         self._gpus = gpus
         self._main_memory = main_memory
@@ -100,13 +111,19 @@ class Observer:
         """
         apps = cluster.applications
         in_flight, idle = await self._usage()
+        now = self._wall_clock()
         return Observed(
             applications=apps,
             serve=cluster.serve,
             nodes=cluster.nodes,
             routes=cluster.routes,
             in_flight=in_flight,
-            idle_seconds=idle,
+            idle_seconds=self._memory.use(in_flight, idle),
+            up_seconds=self._memory.up_seconds(),
+            waiting=self._activator.waiting() if self._activator is not None else {},
+            load_seconds=self._load_times.expected(),
+            overrides=self._overrides.active(),
+            windows=_windows(desired, now),
             ready=frozenset(self._memory.ready),
             probing=frozenset(self._memory.probing),
             unanswered=dict(self._memory.unanswered),
@@ -118,7 +135,7 @@ class Observer:
             main_memory=self._main_memory() if self._main_memory is not None else None,
             folder_bytes=await self._folder_bytes(desired, apps),
             weights=await self._weights_for(desired, apps, sizes=sizes),
-            now=self._wall_clock(),
+            now=now,
         )
 
     async def _weights_for(
@@ -130,7 +147,7 @@ class Observer:
         return await self._weights.states(copies, sizes=sizes) if copies else {}
 
     async def _folder_bytes(self, desired: Desired, apps: Mapping[str, Application]) -> dict[str, int]:
-        """Bytes of weights, of what is to be started and of what is starting; what is up shows in what is free."""
+        """Bytes of weights, by the folder that they are read from: of what is to start, and of what is there."""
         if self._main_memory is None:
             return {}
         waiting = [each for each in desired.targets.values() if each.application not in apps]
@@ -140,7 +157,7 @@ class Observer:
             if each.fit is not None
         }
         configs = [each.config for each in waiting]
-        configs += [app.config for app in apps.values() if app.config is not None and coming_up(app)]
+        configs += [app.config for app in apps.values() if app.model is not None and app.config is not None]
         folders = {source_of(config) for config in configs} - {""} - known.keys()
         return known | await asyncio.to_thread(lambda: {folder: _weights_in(Path(folder)) for folder in folders})
 
@@ -158,6 +175,12 @@ class Observer:
             for name, seconds in self._activator.idle_seconds().items():
                 idle[name] = min(seconds, idle.get(name, seconds))
         return counts, idle
+
+
+def _windows(desired: Desired, now: float) -> dict[str, Window]:
+    schedules = {model: target.spec.lifecycle.schedule for model, target in desired.targets.items()}
+    found = {model: window_of(schedule, now) for model, schedule in schedules.items() if schedule}
+    return {model: window for model, window in found.items() if window is not None}
 
 
 def _weights_in(folder: Path) -> int:

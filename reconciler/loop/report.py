@@ -61,6 +61,7 @@ class Reporter:
                 "reconcile.settled",
                 revision=revision,
                 up=len(plan.unchanged),
+                resting=len(plan.resting),
                 held=len(plan.held),
                 refused=len(plan.refused),
             )

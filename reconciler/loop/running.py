@@ -1,17 +1,74 @@
 """Speaking to the reconciler that runs in the same state directory, over its control socket."""
 
 import contextlib
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
+from reconciler.core.overrides import Kind
 from reconciler.core.turn import Wishes
 from reconciler.core.weights_json import states_from_json
 from reconciler.weights.revisions import Problem
 from reconciler.weights.store import WeightStore
 
 CONTROL_SOCKET = "control.sock"
+_ANSWER_SECONDS = 30.0
+"""A command is answered at once, but the loop may be in the middle of weighing a hundred models."""
+_OK = 200
+_ANOTHER_VERSION = "the reconciler that runs here is of another version; restart it"
+
+
+class NoReconcilerError(RuntimeError):
+    """No reconciler answers in the state directory; the message says what was met instead."""
+
+
+class RefusedError(RuntimeError):
+    """The reconciler that runs says no, and why.
+
+    Attributes:
+        near: Names of models that were perhaps meant, where the one that was given is not declared.
+    """
+
+    def __init__(self, reason: str, near: tuple[str, ...] = ()) -> None:
+        super().__init__(reason)
+        self.near = near
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a model stands, as the reconciler that runs sees it.
+
+    Attributes:
+        state: As `/v1/models` shows it.
+        reason: Why it is in that state.
+        expected_wait: Seconds until it answers, as far as earlier loads tell.
+        by_hand: The command that holds for it, and when it was given, in seconds since the epoch.
+    """
+
+    state: str
+    reason: str
+    expected_wait: float | None
+    by_hand: tuple[Kind, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A command by hand that was carried out.
+
+    Attributes:
+        model: The model's own name.
+        since: Seconds since the epoch at which what holds now was given; None where something was only ended.
+        until: Seconds since the epoch at which it ends; None where it has no end of its own.
+        text: What holds now, in words.
+    """
+
+    model: str
+    kind: Kind
+    since: float | None
+    until: float | None
+    text: str
 
 
 async def ask_running(state_dir: Path, wishes: Wishes) -> dict[str, object]:
@@ -51,3 +108,66 @@ async def learn_from_running(state_dir: Path, weights: WeightStore) -> None:
                 for row in known["revisions"]
             }
         )
+
+
+async def give_override(state_dir: Path, kind: Kind, model: str, seconds: float | None) -> Given:
+    """Give the reconciler that runs here a command about one model.
+
+    Args:
+        state_dir: Its state directory.
+        kind: The command.
+        model: The model, or an alias or adapter of it.
+        seconds: How long it is to hold; None where nothing was said.
+
+    Raises:
+        NoReconcilerError: None answers.
+        RefusedError: It says no.
+    """
+    answer = await _ask(state_dir, "POST", "/override", {"model": model, "kind": kind.value, "seconds": seconds})
+    try:
+        return Given(**{**answer, "kind": Kind(answer["kind"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise NoReconcilerError(_ANOTHER_VERSION) from error
+
+
+async def states(state_dir: Path) -> tuple[float, dict[str, Standing]]:
+    """Where each model stands, and when the reconciler looked, in seconds since the epoch.
+
+    Raises:
+        NoReconcilerError: None answers.
+        RefusedError: It has not looked yet.
+    """
+    answer = await _ask(state_dir, "GET", "/models", None)
+    try:
+        return float(answer["looked_at"]), {row["model"]: _standing(row) for row in answer["models"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise NoReconcilerError(_ANOTHER_VERSION) from error
+
+
+def _standing(row: dict[str, Any]) -> Standing:
+    given = row["override"]
+    by_hand = (Kind(given["kind"]), float(given["since"])) if given is not None else None
+    return Standing(row["state"], row["reason"], row["expected_wait"], by_hand)
+
+
+async def _ask(state_dir: Path, method: str, path: str, body: dict[str, object] | None) -> dict[str, Any]:
+    timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
+    try:
+        async with (
+            aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(str(state_dir / CONTROL_SOCKET)), timeout=timeout
+            ) as session,
+            session.request(method, f"http://reconciler{path}", json=body) as answer,
+        ):
+            found = await answer.json()
+    except TimeoutError as error:
+        raise NoReconcilerError(f"no answer within {_ANSWER_SECONDS:.0f} s") from error
+    except (aiohttp.ContentTypeError, ValueError) as error:
+        raise NoReconcilerError(_ANOTHER_VERSION) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise NoReconcilerError(str(error)) from error
+    if not isinstance(found, dict):
+        raise NoReconcilerError(_ANOTHER_VERSION)
+    if answer.status != _OK:
+        raise RefusedError(str(found.get("error")), tuple(str(name) for name in found.get("near", ())))
+    return found

@@ -26,13 +26,15 @@ from reconciler.host.settings import Settings
 from reconciler.host.templates import read_template
 from reconciler.loop.act import Actor
 from reconciler.loop.after_start import AfterStart
-from reconciler.loop.control import control_app
+from reconciler.loop.control import ByHand, control_app
 from reconciler.loop.front_door import FrontDoor
 from reconciler.loop.gpus import gpu_observer
+from reconciler.loop.load_times import LoadTimes
 from reconciler.loop.loop import Look, Loop
 from reconciler.loop.measuring import Measuring
 from reconciler.loop.memory import Memory
 from reconciler.loop.observe import Observer
+from reconciler.loop.overrides import OverrideStore
 from reconciler.loop.rendering import make_renderer, platform_of
 from reconciler.loop.report import Reporter
 from reconciler.loop.running import CONTROL_SOCKET, learn_from_running
@@ -62,6 +64,7 @@ class Parts:
     edge: Edge
     activator: Activator
     weights: WeightStore
+    overrides: OverrideStore
 
 
 @contextlib.asynccontextmanager
@@ -75,6 +78,7 @@ async def assembled(
 ) -> AsyncIterator[Parts]:
     """A reconciler that is ready to look, and where wanted to act."""
     memory = Memory(settings.state_dir)
+    overrides, load_times = OverrideStore(settings.state_dir), LoadTimes(settings.state_dir)
     async with ServeClient(settings.ray_dashboard, settings.ray_token_path) as client:
         port = await _serve_port(client, settings)
         serve_url = f"http://{settings.serve_host}:{port}"
@@ -87,6 +91,8 @@ async def assembled(
             edge,
             memory,
             weights,
+            overrides=overrides,
+            load_times=load_times,
             activator=activator if with_activator else None,
             gpus=gpu_observer(settings, client, memory),
             main_memory=available_bytes if _is_here(settings.ray_dashboard) else None,
@@ -103,9 +109,11 @@ async def assembled(
             weights=weights,
             facts=facts,
             fitter=fitter,
+            load_times=load_times,
+            overrides=overrides,
             options=options,
         )
-        weights.revisions.wake = facts.wake = loop.wake
+        weights.revisions.wake = facts.wake = overrides.wake = activator.wake = loop.wake
         weights.wake = functools.partial(_after_a_download, facts, loop)
         actor = Actor(
             client,
@@ -119,12 +127,13 @@ async def assembled(
             probe_timeout=settings.probe_timeout,
             weights=weights,
             after_start=AfterStart(client, measuring, fitter, facts),
+            overrides=overrides,
             keep_versions=settings.keep_versions,
             wake=loop.wake,
         )
         try:
             front_door = FrontDoor(edge, activator if with_activator else None)
-            yield Parts(loop, actor, front_door, Reporter(), edge, activator, weights)
+            yield Parts(loop, actor, front_door, Reporter(), edge, activator, weights, overrides)
         finally:
             await actor.close()
             await facts.close()
@@ -226,11 +235,16 @@ async def watch(settings: Settings, options: Options) -> None:
         scheduler.add_job(
             parts.front_door.ensure_running, "interval", seconds=EDGE_CHECK_SECONDS, max_instances=1, coalesce=True
         )
+        # The loop looks at every model on each turn; the sweep has it look when nothing else does.
+        scheduler.add_job(parts.loop.wake, "interval", seconds=settings.sweep_interval, coalesce=True)
         scheduler.start()
+        by_hand = ByHand(parts.loop, parts.overrides, lambda: parts.activator.directory)
+        parts.activator.command = by_hand.command
         socket = settings.state_dir / CONTROL_SOCKET
         tasks = [
             asyncio.create_task(serve(parts.activator.asgi, "127.0.0.1", settings.activator_port)),
-            asyncio.create_task(serve_unix(control_app(parts.loop, parts.weights), socket)),
+            asyncio.create_task(serve_unix(control_app(parts.loop, parts.weights, by_hand), socket)),
+            asyncio.create_task(parts.overrides.watch()),
             asyncio.create_task(watch_folder(settings.models_dir, parts.loop.wake)),
             asyncio.create_task(
                 parts.loop.watch(

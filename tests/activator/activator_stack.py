@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -73,6 +74,7 @@ class Stack:
     activator: Activator
     upstream: Upstream
     http: aiohttp.ClientSession
+    server: asyncio.Task[None]
 
     @property
     def port(self) -> int:
@@ -105,14 +107,26 @@ async def stack(
         await activator.start()
         listener = listen_tcp("127.0.0.1", 0)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server = asyncio.create_task(serve_on(activator.asgi, listener, grace_seconds=1))
+        server = asyncio.create_task(
+            serve_on(activator.asgi, listener, grace_seconds=1, on_stop=activator.stop_holding)
+        )
         try:
-            yield Stack(url, activator, upstream, http)
+            yield Stack(url, activator, upstream, http, server)
         finally:
             await http.close()
             await activator.close()
             server.cancel()
             await asyncio.gather(server, return_exceptions=True)
+
+
+def cold(name: str = "m", **fields: Any) -> Entry:
+    """A model that a request may wait for."""
+    return replace(Entry(name, ModelState.LOADING, None, reason="it is being started", holds=True), **fields)
+
+
+def hot(name: str = "m", **fields: Any) -> Entry:
+    """The same, up."""
+    return replace(Entry(name, ModelState.LOADED, f"{name}-app"), **fields)
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:

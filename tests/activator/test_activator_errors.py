@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 from activator_stack import MODELS, Stack, stack
 
+from reconciler.activator import admission
 from reconciler.activator.directory import Directory
 from reconciler.activator.server import listen_tcp
 
@@ -62,7 +63,8 @@ async def test_a_failed_model_is_503_and_never_retry_at_once() -> None:
         assert error["message"] == "The model 'broken' is failed: out of memory."
 
 
-async def test_before_the_first_look_nothing_is_unknown() -> None:
+async def test_before_the_first_look_nothing_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "_FIRST_LOOK_SECONDS", 0.1)
     async with stack(directory=Directory(MODELS.entries, settled=False)) as s:
         for model in ("nobody", "qwen3-0.6b"):
             async with s.http.post(s.url + CHAT, json={"model": model}) as response:
@@ -70,6 +72,7 @@ async def test_before_the_first_look_nothing_is_unknown() -> None:
                 assert response.headers["retry-after"] == "2"
         async with s.http.get(s.url + "/v1/models/nobody") as response:
             await refused(response, 503, "starting")
+        assert s.activator.waiting() == {}
         assert s.upstream.seen == []
 
 
@@ -157,6 +160,7 @@ async def test_wrong_methods() -> None:
             ("OPTIONS", CHAT, "POST"),
             ("DELETE", "/v1/models/qwen3-0.6b", "GET, HEAD"),
             ("POST", "/v1/models", "GET, HEAD"),
+            ("GET", "/models/load", "POST"),
         ]:
             async with s.http.request(method, s.url + path) as response:
                 await refused(response, 405, "method_not_allowed")

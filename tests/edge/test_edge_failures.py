@@ -1,6 +1,7 @@
 """What a client is told when something behind the edge is down, or its own request is broken."""
 
 import asyncio
+from dataclasses import replace
 
 from edge_harness import CHAT, TEMPLATE, envelope, free_port, house, post, raw
 
@@ -9,7 +10,8 @@ from reconciler.edge.edge import Edge
 
 async def test_without_the_activator_a_cold_model_is_a_503_to_be_tried_again() -> None:
     async with house() as home:
-        await home.another(activator_port=free_port()).ensure_running()
+        options = replace(home.options, activator_port=free_port())
+        await Edge(options, TEMPLATE.replace("retries 60", "retries 1")).ensure_running()
         for data in (post(CHAT, b'{"model": "cold"}'), b"GET /v1/models HTTP/1.1\r\nHost: edge\r\n\r\n"):
             status, headers, body = await raw(home.options.listen_port, data)
             assert status == 503

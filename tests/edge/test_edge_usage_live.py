@@ -5,7 +5,7 @@ import time
 
 import aiohttp
 import pytest
-from edge_harness import CHAT, House, eventually, house
+from edge_harness import CHAT, House, eventually, house, kill
 
 from reconciler.edge.edge import EdgeUnreachableError, Usage
 
@@ -100,6 +100,46 @@ async def test_an_application_is_remembered_when_it_is_no_longer_routed() -> Non
         await home.ask()
         await home.edge.set_routes({})
         assert await _in_flight(home) == 0
+
+
+async def test_what_was_touched_was_used_now_and_what_is_in_flight_stays_so() -> None:
+    async with house() as home:
+        async with home.client.post(CHAT, json={"model": "m", "do": "stream"}) as response:
+            await response.content.readuntil(b"\n\n")
+            await home.edge.touch(["app-m", "app-alias", "app-m"])
+            assert (await home.edge.usage())["app-m"] == Usage(1, 0.0)
+            assert await _idle(home, "app-alias") < 5
+            home.serve.gate.set()
+            await response.read()
+        await eventually(lambda: _is(home, 0))
+        assert await _in_flight(home, "app-alias") == 0
+        await asyncio.sleep(0.3)
+        before = await _idle(home, "app-alias")
+        await home.edge.touch(["app-alias"])
+        assert await _idle(home, "app-alias") < before
+        assert await _in_flight(home) == 0
+
+
+async def test_a_name_that_is_no_applications_is_not_touched() -> None:
+    async with house() as home:
+        with pytest.raises(ValueError, match="cannot be the name"):
+            await home.edge.touch(["app-m", "x; @1 clear table applications"])
+        assert await home.edge.usage() == {"app-m": Usage(0, None)}
+
+
+async def test_an_edge_that_had_to_be_started_again_has_not_forgotten_what_was_used() -> None:
+    async with house({"m": "app-m", "n": "app-n"}) as home:
+        await home.ask()
+        await home.edge.usage()
+        kill(home.pids()[0])
+        await eventually(lambda: _down(home))
+        assert await home.edge.ensure_running()
+        assert await _idle(home) < 5
+        assert (await home.edge.usage())["app-n"] == Usage(0, None)
+
+
+async def _down(home: House) -> bool:
+    return not await home.edge.is_running()
 
 
 async def test_usage_of_an_edge_that_is_down_is_an_error() -> None:

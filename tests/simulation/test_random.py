@@ -130,7 +130,7 @@ class Story:
         held = {held.model: held for held in plan.held}
         for model in world.desired.targets:
             if model in held:
-                kinds = (HeldKind.MISSING, HeldKind.NO_ROOM, HeldKind.MANUAL, HeldKind.FAILED)
+                kinds = (HeldKind.MISSING, HeldKind.NO_ROOM, HeldKind.FAILED)
                 assert held[model].kind in kinds, held[model]
                 if held[model].kind is HeldKind.FAILED:
                     # Only a version whose retry would take down what serves is left alone for good.

@@ -7,20 +7,25 @@ die before or after each effect. What must never happen is noted in `violations`
 import copy
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reconciler.activator.directory import Directory
 from reconciler.core.application import demand_of, model_of
 from reconciler.core.desired import Desired, Snapshot, compile_desired, revision_of
+from reconciler.core.overrides import Override, active
 from reconciler.core.plan import Action, Do, Order, Plan, Step
 from reconciler.core.planner import make_plan
 from reconciler.core.render import Renderer
 from reconciler.core.spec import parse_duration
-from reconciler.core.state import Demand, Json, Node, Observed, Record
+from reconciler.core.state import Demand, Json, Node, Observed, Record, Waiting
 from reconciler.core.target import Platform
 from reconciler.core.turn import Options
+from reconciler.core.windows import Window
+from reconciler.loop.directory import build_directory
 from reconciler.loop.memory import Memory
 from reconciler.ray_serve.observed import applications, serve_settings
 
@@ -77,6 +82,24 @@ class Stream:
 
 
 @dataclass
+class Request:
+    """A request that waits at the activator, or what became of it."""
+
+    model: str
+    since: float
+    seconds: float
+    began: float | None = None
+    """When it was passed on to the model."""
+    refused: str = ""
+    deadline: float = math.inf
+
+    @property
+    def over(self) -> bool:
+        """It waits no more."""
+        return self.began is not None or bool(self.refused)
+
+
+@dataclass
 class World:
     """Everything outside the planner. `gpus` are the devices of one node."""
 
@@ -101,10 +124,20 @@ class World:
     violations: list[str] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     cut: int = 0
+    queue: list[Request] = field(default_factory=list)
+    """Requests that wait at the activator."""
+    overrides: dict[str, Override] = field(default_factory=dict)
+    windows: dict[str, Window] = field(default_factory=dict)
+    load_seconds: dict[str, float] = field(default_factory=dict)
+    start_seconds: dict[str, float] = field(default_factory=dict)
+    """How long a model's replica takes to start, where that is not `START_SECONDS`."""
+    directory: Directory = field(default_factory=lambda: Directory(settled=False))
 
     def __post_init__(self) -> None:
         self._probes: dict[str, float] = {}
         self._unrouted: dict[str, float] = {}
+        self._ended: dict[str, float] = {}
+        self._unloads: set[str] = set()
         self._free = [1.0] * self.gpus
         self._ids = itertools.count()
         self.start_process()
@@ -131,12 +164,20 @@ class World:
         for name, app in seen.items():
             if app.model is None:
                 foreign += sum(share for _, share in self.apps[name].gpu or ())
+        in_flight = self.in_flight() if self.edge_counts else None
+        idle = {name: self.now - ended for name, ended in self._ended.items()} if self.edge_counts else {}
         return Observed(
             applications=seen,
             serve=serve_settings(instance),
             nodes=(Node("n1", self.gpus, foreign),) if self.gpus else (),
             routes=dict(self.routes),
-            in_flight=self.in_flight() if self.edge_counts else None,
+            in_flight=in_flight,
+            idle_seconds=self.memory.use(in_flight, idle),
+            up_seconds=self.memory.up_seconds(),
+            waiting=self.waiting(),
+            load_seconds=dict(self.load_seconds),
+            overrides=active(self.overrides, self.now),
+            windows=dict(self.windows),
             ready=frozenset(self.memory.ready),
             probing=frozenset(self.memory.probing),
             unanswered=dict(self.memory.unanswered),
@@ -159,12 +200,16 @@ class World:
         observed = self.observe(desired)
         plan = make_plan(desired, observed, self.options)
         self._effects = 0
+        self.directory = build_directory(desired, observed, plan, created=0)
+        self._unloads = {change.model for change in plan.changes if change.action is Action.UNLOAD}
         try:
             self._act(plan, desired, observed)
             if plan.settled and not desired.unreadable:
                 self._forget(plan, desired, observed)
         except Killed:
             self.start_process()
+        else:
+            self._release_waiting()
         self.crash_at = None
         return plan
 
@@ -183,6 +228,8 @@ class World:
             row = Record(step.model, target.file, target.application, target.fields)
             self._effect(functools.partial(self.memory.record, row))
             self._effect(functools.partial(self.memory.forgive, target.application))
+        for step in by_kind.get(Do.END_OVERRIDE, ()):
+            self.overrides.pop(step.model)
         on, off = by_kind.get(Do.ROUTE, []), by_kind.get(Do.UNROUTE, [])
         if on or off:
             routes = dict(observed.routes)
@@ -228,6 +275,41 @@ class World:
             counts[stream.application] = counts.get(stream.application, 0) + 1
         return counts
 
+    def waiting(self) -> dict[str, Waiting]:
+        """What the activator tells of its queue."""
+        found: dict[str, Waiting] = {}
+        for request in self.queue:
+            since = self.now - request.since
+            first = found.get(request.model, Waiting(0, since))
+            found[request.model] = Waiting(first.count + 1, max(first.seconds, since))
+        return found
+
+    def ask(self, model: str, seconds: float = 2.0) -> Request:
+        """A client asks a model and waits where it may: at the edge, and at the activator where it is not up."""
+        request = Request(model, self.now, seconds)
+        if self.stream(model, seconds):
+            request.began = self.now
+            return request
+        self.queue.append(request)
+        self._release_waiting()
+        return request
+
+    def _release_waiting(self) -> None:
+        """The activator, after it got a new directory."""
+        for request in self.queue:
+            entry = self.directory.find(request.model)
+            if entry is None:
+                request.refused = "unknown" if self.directory.settled else ""
+            elif entry.application is not None:
+                # A new route is in the directory before it is in the edge.
+                self.streams.append(Stream(entry.application, self.now + request.seconds))
+                request.began = self.now
+            elif not entry.holds:
+                request.refused = entry.reason
+            elif self.now - request.since > entry.wait_timeout:
+                request.refused = "it took too long"
+        self.queue = [request for request in self.queue if not request.over]
+
     def stream(self, model: str, seconds: float) -> bool:
         """A client asks a model; False where it gets an error."""
         app = self.apps.get(self.routes.get(model, ""))
@@ -243,7 +325,8 @@ class World:
                 continue
             self._unrouted[old] = self.now
             healthy = old in self.apps and self.apps[old].up and self.apps[old].status != "DELETING"
-            if healthy and new is None and model in desired.targets and whys.get(model) != NO_ROOM:
+            meant = whys.get(model) == NO_ROOM or model in self._unloads
+            if healthy and new is None and model in desired.targets and not meant:
                 self.violations.append(f"{model} lost its route to {old}: {whys.get(model)}")
         for model, new in routes.items():
             if new != self.routes.get(model) and (new not in self.apps or not self.apps[new].up):
@@ -333,6 +416,9 @@ class World:
     def tick(self, seconds: float = 1.0) -> None:
         """Time passes."""
         self.now += seconds
+        for stream in self.streams:
+            if stream.until <= self.now:
+                self._ended[stream.application] = max(stream.until, self._ended.get(stream.application, 0.0))
         self.streams = [stream for stream in self.streams if stream.until > self.now]
         for app in list(self.apps.values()):
             self._progress(app)
@@ -355,12 +441,15 @@ class World:
                 app.stage = "pending"
         elif app.stage == "starting" and app.until <= self.now:
             if self._fault(app) == REPLICA:
-                app.until = self.now + START_SECONDS
+                app.until = self.now + self._start_seconds(app)
                 app.deployment_message = f"A replica failed to start with exception:\nValueError: {REASON}"
             else:
                 app.stage, app.status, app.deployment_message = "running", "RUNNING", ""
         if app.stage == "pending" and self._place(app):
-            app.stage, app.until = "starting", self.now + START_SECONDS
+            app.stage, app.until = "starting", self.now + self._start_seconds(app)
+
+    def _start_seconds(self, app: SimApp) -> float:
+        return self.start_seconds.get(model_of(app.config or {}) or "", START_SECONDS)
 
     def fail_running(self, name: str) -> None:
         """A running application breaks for good: Serve gives it up."""
@@ -379,7 +468,7 @@ class World:
         if app is None or not app.up or self._fault(app) == MUTE:
             self.memory.unanswered[name] = "HTTP 500"
         else:
-            self.memory.ready.add(name)
+            self.memory.answered(name)
 
     def _place(self, app: SimApp) -> bool:
         demand = demand_of(app.config or {})
@@ -477,12 +566,13 @@ def model_file(
     *,
     share: float | None = None,
     replicas: int = 1,
-    policy: str = "on_demand",
+    policy: str = "pinned",
     priority: int = 50,
     drain: str = "10m",
     aliases: str = "",
     path: str = "",
     name: str = "",
+    lifecycle: str = "",
     extra: str = "",
 ) -> str:
     """A model file's text."""
@@ -493,7 +583,8 @@ def model_file(
         (f"name: {name}\n" if name else "")
         + f"source: {source}\nengine: {{max_model_len: {length}{use}}}\n"
         + f"resources: {{accelerator: {accelerator}, replicas: {{min: 1, max: {replicas}}}}}\n"
-        + f"lifecycle: {{policy: {policy}, priority: {priority}, drain_timeout: {drain}}}\n"
+        + f"lifecycle: {{policy: {policy}, priority: {priority}, drain_timeout: {drain}"
+        + (f", {lifecycle}}}\n" if lifecycle else "}\n")
         + f"aliases: [{aliases}]\n{extra}"
     )
 
@@ -505,6 +596,8 @@ _SIGNS = {
     Action.UPDATE: "~",
     Action.FRONT_DOOR: "»",
     Action.RESTORE: "↺",
+    Action.LOAD: "▲",
+    Action.UNLOAD: "▼",
 }
 
 

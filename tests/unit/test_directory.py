@@ -14,13 +14,13 @@ from reconciler.loop.directory import build_directory
 
 TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")
 COMMIT = "3fa9" * 10
-FILES = {"models.d/m.yaml": b"source: {repo: o/m}\n"}
 
 
-def entry_of(state: CopyState | None) -> tuple[ModelState, str]:
+def entry_of(state: CopyState | None, policy: str = "pinned") -> tuple[ModelState, str]:
+    files = {"models.d/m.yaml": f"source: {{repo: o/m}}\nlifecycle: {{policy: {policy}}}\n".encode()}
     renderer = Renderer(TEMPLATE, Platform(hub_cache="/cache"))
-    resolutions = dict.fromkeys(wanted_in(parse_all(FILES)), Resolution(COMMIT))
-    desired = compile_desired(Snapshot("r", FILES, "/m"), renderer, resolutions)
+    resolutions = dict.fromkeys(wanted_in(parse_all(files)), Resolution(COMMIT))
+    desired = compile_desired(Snapshot("r", files, "/m"), renderer, resolutions)
     observed = Observed(weights={} if state is None else {Copy("o/m", COMMIT): state})
     found = build_directory(desired, observed, make_plan(desired, observed), created=0).find("m")
     assert found is not None
@@ -30,6 +30,12 @@ def entry_of(state: CopyState | None) -> tuple[ModelState, str]:
 def test_a_model_that_is_being_fetched_is_loading_and_says_how_far_it_is() -> None:
     state = CopyState(Phase.FETCHING, total=2 * 2**30, done=2**29, rate=2**26)
     assert entry_of(state) == (ModelState.LOADING, "downloads o/m@3fa93fa9: 25 % of 2.0 GiB, about 24 s left")
+
+
+def test_one_that_nobody_asks_for_is_fetched_and_is_not_loading() -> None:
+    state = CopyState(Phase.FETCHING, total=2 * 2**30, done=2**29)
+    reason = "on demand: a request loads it; downloads o/m@3fa93fa9: 25 % of 2.0 GiB"
+    assert entry_of(state, "on_demand") == (ModelState.UNLOADED, reason)
 
 
 def test_while_nobody_knows_how_much_there_is_nothing_is_made_up() -> None:

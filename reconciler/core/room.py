@@ -1,0 +1,242 @@
+"""Room for a model that is to come up: beside what is there, or in place of models that may leave. Pure.
+
+Who may leave, in this order; never one that is pinned, or that comes up for requests of its own:
+
+0. models that are leaving already, or that come up though nobody waits for them any more;
+1. idle ones that have stayed their `min_stay`;
+2. where these are not enough, ones in use that had their turn: new requests for them wait from then on, those in
+   flight are answered to the last byte. A turn lasts `min_stay`, and as long as the next model takes to load, so
+   that two models that fight for one GPU spend no more time on loading than on answering.
+
+Of those the smallest sufficient set leaves: the least important first (`priority`), then the fewest, then those
+that were used longest ago.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from reconciler.core.main_memory import PROCESSES, source_of
+from reconciler.core.memory_plan import memory_of
+from reconciler.core.residency import in_time, serving
+from reconciler.core.spec import parse_duration
+from reconciler.core.state import Application
+from reconciler.core.target import Target
+from reconciler.core.turn import Turn
+from reconciler.core.want import Want, Wish
+from reconciler.core.weights import in_words
+
+_MOST_WEIGHED = 12
+"""Candidates among which every small set is tried; beyond, one after the other leaves until it is enough."""
+_LARGEST_SET_WEIGHED = 3
+
+
+class Place(Enum):
+    """What there is for a model that is to come up."""
+
+    HERE = "here"
+    """Room, now."""
+    SOON = "soon"
+    """Room, once what leaves is gone."""
+    QUEUED = "queued"
+    """Room, once somebody may leave."""
+    NEVER = "never"
+    """No room, whoever leaves of those that may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that may leave.
+
+    Attributes:
+        rank: The lower, the sooner; see the module's docstring.
+        idle: Seconds since it was last used.
+    """
+
+    model: str
+    names: tuple[str, ...]
+    rank: int
+    priority: int
+    idle: float
+    in_flight: int
+
+
+def find_place(turn: Turn, target: Target, want: Want) -> tuple[Place, str]:
+    """Where `target` finds room, with a reason where it has to wait; models that have to leave are told so.
+
+    Its own versions that are there count as gone: they make way for it.
+    """
+    gone = {*turn.leaving, *(app.name for app in turn.live.get(target.model, ()))}
+    rivals = _rivals(turn, target)
+    if not rivals and turn.has_room(target):
+        return Place.HERE, ""
+    if not rivals and turn.has_room(target, gone):
+        return Place.SOON, "waits until what leaves is gone"
+    evictable = {model for model, other in turn.wants.items() if model != target.model and not other.pinned}
+    movable = [model for model in turn.live if model in evictable and model not in turn.sent_away]
+    everything = gone | {app.name for model in movable for app in turn.live[model]}
+    stuck = [model for model in rivals if model not in movable]
+    if stuck or not turn.could_have_room(target, everything, evictable):
+        return Place.NEVER, _no_room(turn, target, stuck)
+    candidates = [each for model in movable if (each := _candidate(turn, model, target, want)) is not None]
+    chosen = _who_leaves(turn, target, candidates, gone, rivals)
+    if chosen is None:
+        return Place.QUEUED, _in_use(turn, rivals or movable)
+    if not turn.has_slot() and any(each.rank > 0 for each in chosen):
+        return Place.QUEUED, "queued behind another load"
+    for each in chosen:
+        turn.send_away(each.model, _why(target, each))
+    return Place.SOON, f"waits until {', '.join(each.model for each in chosen) or 'what leaves'} made room"
+
+
+def _rivals(turn: Turn, target: Target) -> list[str]:
+    """Models of its group that are up and do not leave yet."""
+    group = target.spec.lifecycle.group
+    if group is None:
+        return []
+    targets = turn.desired.targets
+    return [
+        model
+        for model in turn.live
+        if model != target.model
+        and model not in turn.sent_away
+        and model in targets
+        and targets[model].spec.lifecycle.group == group
+    ]
+
+
+def _who_leaves(
+    turn: Turn, target: Target, candidates: Iterable[Candidate], gone: set[str], rivals: Sequence[str]
+) -> list[Candidate] | None:
+    """The smallest set without which there is room; None where those that may leave now are not enough."""
+    order = sorted(candidates, key=lambda each: (each.rank, each.priority, -each.idle, each.model))
+    must = [each for each in order if each.model in rivals]
+    if len(must) < len(rivals):
+        return None
+
+    def enough(chosen: Iterable[Candidate]) -> bool:
+        return turn.has_room(target, gone | {name for each in (*must, *chosen) for name in each.names})
+
+    chosen = _smallest([each for each in order if each not in must], enough)
+    return None if chosen is None else [*must, *chosen]
+
+
+def _candidate(turn: Turn, model: str, target: Target, want: Want) -> Candidate | None:
+    """`model` as one that may leave now for `target`; None where it has to stay for the time being."""
+    app = serving(turn, model)
+    rank = _rank_of(turn, model, app, target, want)
+    if rank is None:
+        return None
+    name = app.name if app is not None else ""
+    return Candidate(
+        model=model,
+        names=tuple(each.name for each in turn.live[model]),
+        rank=rank,
+        priority=turn.desired.targets[model].spec.lifecycle.priority,
+        idle=turn.observed.idle_seconds.get(name, 0.0),
+        in_flight=(turn.observed.in_flight or {}).get(name, 0),
+    )
+
+
+def _rank_of(turn: Turn, model: str, app: Application | None, target: Target, want: Want) -> int | None:
+    other, observed = turn.wants[model], turn.observed
+    record = turn.record(model)
+    if record is not None and record.previous is not None:
+        return None  # It is being replaced, and has no other version to fall back to.
+    if app is None:
+        return 0 if other.wish is not Wish.UP else None
+    if turn.routed(model) != app.name:
+        return 0 if other.wish is not Wish.UP or want.pinned or other.since <= want.since else None
+    stayed = observed.up_seconds.get(app.name, 0.0)
+    least = parse_duration(turn.desired.targets[model].spec.lifecycle.min_stay)
+    if observed.in_flight is None or stayed < least:
+        return None
+    if not observed.in_flight.get(app.name, 0) and model not in observed.waiting:
+        return 1
+    return 2 if stayed >= observed.load_seconds.get(target.model, 0.0) else None
+
+
+def _smallest(order: Sequence[Candidate], enough: Callable[[Iterable[Candidate]], bool]) -> list[Candidate] | None:
+    """The smallest set that is enough, of candidates in the order in which they leave; None where all are not."""
+    if enough(()):
+        return []
+    number = next((number for number in range(1, len(order) + 1) if enough(order[:number])), None)
+    if number is None:
+        return None
+    # Who is no more important than the last that is needed if one after the other leaves.
+    prefix, last = list(order[:number]), order[number - 1]
+    tier = [each for each in order if (each.rank, each.priority) <= (last.rank, last.priority)]
+    if len(tier) <= _MOST_WEIGHED:
+        for size in range(1, min(number, _LARGEST_SET_WEIGHED + 1)):
+            for chosen in itertools.combinations(tier, size):
+                if enough(chosen):
+                    return list(chosen)
+    # Whoever went in vain stays, the most important first.
+    for each in reversed(prefix[:-1]):
+        fewer = [other for other in prefix if other is not each]
+        if enough(fewer):
+            prefix = fewer
+    return prefix
+
+
+def _why(target: Target, each: Candidate) -> str:
+    use = f"{each.in_flight} in flight, had its turn" if each.in_flight else f"idle {in_time(each.idle)}"
+    return f"{use}, priority {each.priority}, to make {amount(target)} for {target.model}"
+
+
+def amount(target: Target) -> str:
+    """What a version needs, in words: memory where it is known, else GPUs."""
+    memory = memory_of(target)
+    if memory is not None:
+        each = in_words(memory.needed)
+        return f"{memory.ranks} x {each}" if memory.ranks > 1 else each
+    return _gpus(target) if target.demand.gpus else "room"
+
+
+def _gpus(target: Target) -> str:
+    demand = target.demand
+    what = f"{demand.ranks} x {demand.gpus:g} GPU" if demand.ranks > 1 else f"{demand.gpus:g} GPU"
+    return what + (f" of type {demand.accelerator}" if demand.accelerator else "")
+
+
+def _shortage(turn: Turn, target: Target) -> str:
+    everyone = [app.name for apps in turn.live.values() for app in apps]
+    if not turn.fits_without(target.demand, everyone) or turn.memory_left() is None or target.demand.gpus:
+        return f"it needs {_gpus(target)}; {turn.describe_free()}"
+    needed, left = turn.memory_of(target.config), turn.memory_left() or 0
+    weights = turn.observed.folder_bytes.get(source_of(target.config), 0)
+    return (
+        f"it needs {in_words(needed)} of main memory (weights {in_words(weights)}, KV cache "
+        f"{in_words(needed - weights - PROCESSES)}, processes {in_words(PROCESSES)}), and {in_words(left)} are "
+        "left; a smaller engine.kv_cache_memory_gib may do"
+    )
+
+
+def _no_room(turn: Turn, target: Target, stuck: Sequence[str]) -> str:
+    if stuck:
+        return f"{', '.join(stuck)} of its group {target.spec.lifecycle.group} is up and may not leave"
+    reason = _shortage(turn, target)
+    pinned = sorted(
+        model
+        for model in turn.live
+        if model != target.model and (model not in turn.wants or turn.wants[model].pinned)
+    )
+    if pinned:
+        reason += f"; {', '.join(pinned[:_MOST_WEIGHED])} may not leave"
+    return reason
+
+
+def _in_use(turn: Turn, models: Iterable[str]) -> str:
+    """What a model waits for that finds no room yet."""
+    counts = turn.observed.in_flight or {}
+    words = []
+    for model in itertools.islice(models, 3):
+        app = serving(turn, model)
+        if app is None:
+            words.append(f"{model} comes up")
+        elif counts.get(app.name, 0):
+            words.append(f"{model} is in use")
+        else:
+            words.append(f"{model} has only just come up")
+    return f"waits for room: {', '.join(words) or 'nobody can leave'}"

@@ -1,0 +1,164 @@
+"""`reconcile edge follow`: keep an edge on another node running with the reconciler's routes, and report its use.
+
+On the other side is edges.py. No request needs this process: while it is away, or the reconciler is, the edge goes
+on serving by the routes that it had last.
+"""
+
+import asyncio
+import re
+import secrets
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+from pydantic import TypeAdapter, ValidationError
+
+from reconciler.edge.edge import Edge, EdgeUnreachableError
+from reconciler.edge.reports import SYNC_PATH, Answer, Name, Report, Use, read_token
+from reconciler.host.log import get_logger
+from reconciler.loop.front_door import FrontDoor
+
+_CHECK_SECONDS: Final = 1.0
+_ANSWER_SECONDS: Final = 5.0
+_SHORTEST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 1.0
+_MOST_BYTES: Final = 4 * 2**20
+_URL: Final = re.compile(r"https?://[^\s/@?#]+/?")
+
+log = get_logger()
+
+
+class _LostError(Exception):
+    """The reconciler has no report of ours; the message says why."""
+
+
+async def follow(edge: Edge, url: str, token_path: Path, edge_id: str, stop: asyncio.Event) -> None:
+    """Follow a reconciler until told to stop. The edge goes on afterwards.
+
+    Args:
+        edge: The edge of this node.
+        url: Where the reconciler's activator listens, as seen from here: `http://127.0.0.1:4001`.
+        token_path: File with a copy of the reconciler's token. It is read for each report, so it may be replaced.
+        edge_id: The edge's name, of all that follow this reconciler.
+        stop: Set to end.
+
+    Raises:
+        ValueError: The URL or the name has characters that it may not have.
+    """
+    if not _URL.fullmatch(url):
+        raise ValueError(f"the reconciler's URL must be http://HOST:PORT or https://HOST:PORT, not {url!r}")
+    try:
+        TypeAdapter(Name).validate_python(edge_id)
+    except ValidationError:
+        raise ValueError(f"an edge's name has letters, digits, '.', '_' and '-', unlike {edge_id!r}") from None
+    front_door = FrontDoor(edge)
+    await front_door.ensure_running()
+    tasks = [
+        asyncio.create_task(_keep_running(front_door)),
+        asyncio.create_task(_Reporter(edge, url.rstrip("/"), token_path, edge_id).run()),
+        asyncio.create_task(stop.wait()),
+    ]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+async def _keep_running(front_door: FrontDoor) -> None:
+    while True:
+        await asyncio.sleep(_CHECK_SECONDS)
+        await front_door.ensure_running()
+
+
+class _Reporter:
+    """Reports, and takes routes, one call after the other."""
+
+    def __init__(self, edge: Edge, url: str, token_path: Path, edge_id: str) -> None:
+        self._edge = edge
+        self._url = url
+        self._token_path = token_path
+        self._edge_id = edge_id
+        self._agent = secrets.token_hex(8)
+        self._version: str | None = None
+        self._routes: dict[str, str] | None = None
+        self._wait = 0.0
+        self._complaint: str | None = None
+        self._connected = False
+
+    async def run(self) -> None:
+        pause = _SHORTEST_PAUSE
+        # No redirects, no cookies, no proxy of the environment: the token is for one address.
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False) as session:
+            while True:
+                try:
+                    await self._sync(session)
+                except _LostError as error:
+                    self._note_loss(str(error))
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+                else:
+                    pause = _SHORTEST_PAUSE
+
+    async def _sync(self, session: aiohttp.ClientSession) -> None:
+        try:
+            # Whoever else changed them, or took them away: they are asked for again.
+            if await self._edge.routes() != self._routes:
+                self._version = None
+            # After the routes: what begins from here on goes by them.
+            usage = await self._edge.usage()
+        except EdgeUnreachableError as error:
+            raise _LostError(str(error)) from error
+        uses = {name: Use(in_flight=use.in_flight, idle_seconds=use.idle_seconds) for name, use in usage.items()}
+        report = Report(edge=self._edge_id, agent=self._agent, version=self._version, usage=uses)
+        answer = await self._call(session, report)
+        if answer.routes is not None:
+            try:
+                await self._edge.set_routes(answer.routes)
+            except (EdgeUnreachableError, OSError, ValueError) as error:
+                raise _LostError(f"the routes that it gave cannot be set: {error}") from error
+            self._version, self._routes = answer.version, answer.routes
+        self._wait = answer.wait
+        if not self._connected:
+            log.info("follow.connected", reconciler=self._url)
+        self._connected, self._complaint = True, None
+
+    async def _call(self, session: aiohttp.ClientSession, report: Report) -> Answer:
+        try:
+            token = await asyncio.to_thread(read_token, self._token_path)
+        except (OSError, ValueError) as error:
+            raise _LostError(str(error)) from error
+        try:
+            async with session.post(
+                f"{self._url}{SYNC_PATH}",
+                data=report.model_dump_json(),
+                headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+                timeout=aiohttp.ClientTimeout(total=self._wait + _ANSWER_SECONDS),
+                allow_redirects=False,
+            ) as response:
+                body = await _body(response)
+        except (aiohttp.ClientError, OSError) as error:
+            raise _LostError(str(error) or "it does not answer in time") from error
+        if response.status != 200:  # noqa: PLR2004 -- OK
+            raise _LostError(f"it answered {response.status}: {body[:200].decode(errors='replace')!r}")
+        try:
+            return Answer.model_validate_json(body)
+        except ValidationError as error:
+            raise _LostError(f"it gave no routes: {error.errors()[0]['msg']}") from error
+
+    def _note_loss(self, reason: str) -> None:
+        if reason != self._complaint:
+            log.warning("follow.lost", reconciler=self._url, reason=reason)
+        self._connected, self._complaint = False, reason
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _MOST_BYTES:
+            raise _LostError("its answer is too large")
+    return bytes(body)

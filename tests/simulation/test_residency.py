@@ -1,0 +1,340 @@
+"""Models that come and go by policy, traffic and hand: one story each."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pytest
+
+from reconciler.core.overrides import Kind, Override
+from reconciler.core.plan import Action, HeldKind, Plan
+from reconciler.core.turn import Options
+from reconciler.core.windows import Window
+
+from .world import REASON, REPLICA, World, model_file, show
+
+MakeWorld: TypeAlias = Callable[..., World]
+
+
+def on_demand(
+    share: float | None = None, *, idle: str = "10m", stay: str = "1m", more: str = "", **rest: int
+) -> str:
+    lifecycle = f"idle_timeout: {idle}, min_stay: {stay}" + (f", {more}" if more else "")
+    return model_file(share=share, policy="on_demand", lifecycle=lifecycle, **rest)  # type: ignore[arg-type]
+
+
+def spend(world: World, seconds: float, step: float = 1.0) -> None:
+    """Turns for a while."""
+    until = world.now + seconds
+    while world.now < until:
+        world.turn()
+        assert not world.violations, world.violations
+        world.tick(step)
+
+
+def served(world: World, *requests: object) -> None:
+    """Turns until all of these were passed on to their models."""
+    world.until(lambda: all(request.began for request in requests), turns=400)  # type: ignore[attr-defined]
+
+
+def causes(plan: Plan, action: Action) -> dict[str, str]:
+    return {change.model: change.cause for change in plan.changes if change.action is action}
+
+
+@pytest.fixture
+def world(make_world: MakeWorld) -> World:
+    """One GPU; a and b each take most of it, neither is up."""
+    world = make_world(gpus=1)
+    world.edit(a=on_demand(0.7), b=on_demand(0.7))
+    world.settle()
+    return world
+
+
+def test_on_demand_models_are_at_rest_until_a_request_comes(world: World) -> None:
+    plan = world.settle()
+    assert plan.converged
+    assert [(each.model, each.reason) for each in plan.resting] == [
+        ("a", "on demand: a request loads it"),
+        ("b", "on demand: a request loads it"),
+    ]
+    assert not world.puts
+    request = world.ask("a")
+    assert not request.over
+    plan = world.plan()
+    assert show(plan) == ["▲ a"]
+    assert plan.changes[0].cause == "1 request waits for it"
+    served(world, request)
+    assert world.serves("a")
+
+
+def test_many_requests_at_once_cause_one_load(world: World) -> None:
+    requests = [world.ask("a") for _ in range(500)]
+    served(world, *requests)
+    assert len([names for names in world.puts if names]) == 1
+
+
+def test_an_idle_model_is_unloaded_and_stays_so(world: World) -> None:
+    served(world, world.ask("a"))
+    spend(world, 590)
+    assert world.serves("a")
+    spend(world, 30)
+    assert not world.versions("a")
+    assert world.plan().converged
+    puts = len(world.puts)
+    spend(world, 100)
+    assert len(world.puts) == puts
+
+
+def test_a_stream_keeps_its_model_however_long_it_is(world: World) -> None:
+    served(world, world.ask("a", 3600))
+    spend(world, 3500, step=5)
+    assert world.serves("a")
+    assert world.cut == 0
+
+
+def test_usage_that_nobody_can_tell_counts_as_in_use(world: World) -> None:
+    served(world, world.ask("a"))
+    world.edge_counts = False
+    spend(world, 1000, step=5)
+    assert world.serves("a")
+    world.edge_counts = True
+    spend(world, 500, step=5)
+    assert world.serves("a")
+    spend(world, 200, step=5)
+    assert not world.versions("a")
+
+
+def test_an_edge_that_forgets_unloads_nothing_early(world: World) -> None:
+    served(world, world.ask("a"))
+    spend(world, 500, step=5)
+    world._ended.clear()
+    spend(world, 590, step=5)
+    assert world.serves("a")
+
+
+def test_a_restarted_reconciler_unloads_nothing_early(world: World) -> None:
+    served(world, world.ask("a"))
+    spend(world, 500, step=5)
+    world.start_process()
+    spend(world, 60, step=5)
+    assert world.serves("a")
+    spend(world, 60, step=5)
+    assert not world.versions("a")
+
+
+def test_a_request_that_comes_during_the_unload_is_served(world: World) -> None:
+    served(world, world.ask("a"))
+    world.until(lambda: "a" not in world.routes, turns=700)
+    request = world.ask("a")
+    assert not request.over
+    served(world, request)
+
+
+def test_an_idle_model_makes_room_and_the_plan_says_why(world: World) -> None:
+    served(world, world.ask("a"))
+    spend(world, 120)
+    request = world.ask("b")
+    plan = world.plan()
+    assert show(plan) == ["▲ b", "▼ a"]
+    assert causes(plan, Action.UNLOAD) == {"a": "idle 2 min, priority 50, to make 0.7 GPU for b"}
+    served(world, request)
+    assert world.cut == 0
+
+
+def test_nobody_leaves_before_its_minimum_stay(world: World) -> None:
+    served(world, world.ask("a", 1))
+    request = world.ask("b")
+    spend(world, 30)
+    assert world.serves("a")
+    assert not request.over
+    assert "a has only just come up" in world.directory.find("b").reason  # type: ignore[union-attr]
+    served(world, request)
+
+
+def test_a_model_in_use_has_its_turn_and_then_answers_to_the_last_byte(world: World) -> None:
+    served(world, world.ask("a", 300))
+    request, began = world.ask("b"), world.now
+    spend(world, 30)
+    assert "a is in use" in world.directory.find("b").reason  # type: ignore[union-attr]
+    later = []
+    while not request.over:
+        later.append(world.ask("a", 300))
+        spend(world, 5)
+    assert world.cut == 0
+    # The turn, its last stream, and the load.
+    assert world.now - began < 60 + 300 + 60
+    served(world, *(each for each in later if not each.over))
+
+
+def test_two_models_that_fight_take_turns(world: World) -> None:
+    requests = []
+    for _ in range(120):
+        requests += [world.ask("a", 3), world.ask("b", 3)]
+        spend(world, 5)
+    loads = len([line for line in world.log if line.startswith("routes")])
+    assert loads < 2 * 600 / 60
+    spend(world, 200)
+    assert all(request.began for request in requests)
+
+
+def test_pinned_models_never_leave_and_what_they_leave_no_room_for_is_told_so(make_world: MakeWorld) -> None:
+    world = make_world(gpus=1)
+    world.edit(a=model_file(share=0.7), b=on_demand(0.7))
+    world.settle()
+    request = world.ask("b")
+    world.turn()
+    world.turn()
+    assert request.refused == "no room: it needs 0.7 GPU; 0.30 GPU free; a may not leave"
+
+
+def test_the_smallest_sufficient_set_leaves_the_least_important_first(make_world: MakeWorld) -> None:
+    world = make_world(gpus=1)
+    world.edit(
+        a=on_demand(0.25, priority=10), b=on_demand(0.25, priority=10), c=on_demand(0.4, priority=10),
+        d=on_demand(0.4), e=on_demand(0.9),
+    )  # fmt: skip
+    served(world, *[world.ask(name) for name in "abc"])
+    spend(world, 100)
+    world.ask("d")
+    # a or b alone would be too little, c alone is enough; both together go by when they were used.
+    assert causes(world.plan(), Action.UNLOAD).keys() == {"c"}
+    world.queue.clear()
+    world.ask("e")
+    assert causes(world.plan(), Action.UNLOAD).keys() == {"a", "b", "c"}
+
+
+def test_the_longest_unused_leaves_first(make_world: MakeWorld) -> None:
+    world = make_world(gpus=1)
+    world.edit(a=on_demand(0.4), b=on_demand(0.4), c=on_demand(0.4))
+    served(world, world.ask("a"), world.ask("b"))
+    spend(world, 60)
+    world.ask("a")
+    spend(world, 60)
+    world.ask("c")
+    assert causes(world.plan(), Action.UNLOAD).keys() == {"b"}
+
+
+def test_models_of_a_group_are_never_up_together(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.edit(a=on_demand(more="group: g"), b=on_demand(more="group: g"), c=on_demand())
+    served(world, world.ask("a"), world.ask("c"))
+    spend(world, 100)
+    request = world.ask("b")
+    while not request.over:
+        spend(world, 1)
+        assert not (world.versions("a") and world.versions("b"))
+    assert world.serves("c")
+
+
+def test_a_broken_model_fails_its_waiters_with_the_reason_and_is_not_tried_for_every_request(world: World) -> None:
+    world.faults["a"] = REPLICA
+    first = world.ask("a")
+    world.until(lambda: first.over)
+    assert REASON in first.refused
+    puts = len(world.puts)
+    second = world.ask("a")
+    assert REASON in second.refused
+    world.settle()
+    assert not world.versions("a")
+    held = world.plan().held
+    assert [each.kind for each in held] == [HeldKind.FAILED]
+    world.faults.clear()
+    spend(world, 60)
+    assert len(world.puts) == puts  # it is not started again by itself
+    third = world.ask("a")
+    assert not third.over
+    served(world, third)
+
+
+def test_pinned_models_come_first_after_everything_was_lost(make_world: MakeWorld) -> None:
+    world = make_world(gpus=1, options=Options(max_loads=1))
+    world.edit(a=on_demand(0.4, priority=90), z=model_file(share=0.4, priority=1))
+    request = world.ask("a")
+    world.turn()
+    assert [app.name[0] for app in world.apps.values()] == ["z"]
+    served(world, request)
+
+
+def test_a_pinned_model_takes_the_room_of_one_on_demand(world: World) -> None:
+    served(world, world.ask("a"))
+    world.edit(c=model_file(share=0.7))
+    spend(world, 120)
+    assert world.serves("c")
+    assert not world.versions("a")
+
+
+def test_loading_by_hand(world: World) -> None:
+    world.overrides["a"] = Override("a", Kind.LOAD, world.now, None)
+    plan = world.plan()
+    assert show(plan) == ["▲ a"]
+    assert "by hand" in plan.changes[0].cause
+    world.settle()
+    assert world.serves("a")
+    assert not world.overrides
+    spend(world, 620)
+    assert not world.versions("a")
+
+
+def test_a_manual_model_stays_until_it_is_unloaded_by_hand(world: World) -> None:
+    world.edit(m=model_file(policy="manual"))
+    assert world.ask("m").refused or world.turn()
+    world.overrides["m"] = Override("m", Kind.LOAD, world.now, None)
+    world.settle()
+    assert world.serves("m")
+    spend(world, 4000, step=10)
+    assert world.serves("m")
+    world.overrides["m"] = Override("m", Kind.UNLOAD, world.now, None)
+    world.settle()
+    assert not world.versions("m")
+    assert not world.overrides
+    refused = world.ask("m")
+    assert "by hand" in refused.refused or "manual" in refused.refused
+
+
+def test_unloading_by_hand_keeps_it_away_as_long_as_was_said(world: World) -> None:
+    served(world, world.ask("a"))
+    world.overrides["a"] = Override("a", Kind.UNLOAD, world.now, world.now + 600)
+    world.settle()
+    assert not world.versions("a")
+    refused = world.ask("a")
+    assert "kept away by hand" in refused.refused
+    spend(world, 610)
+    served(world, world.ask("a"))
+
+
+def test_what_is_pinned_by_hand_stays_until_the_end(world: World) -> None:
+    world.overrides["a"] = Override("a", Kind.PIN, world.now, world.now + 3600)
+    world.settle()
+    spend(world, 3500, step=5)
+    assert world.serves("a")
+    spend(world, 800, step=5)
+    assert not world.versions("a")
+
+
+def test_a_window_pins_and_is_loaded_ahead(world: World) -> None:
+    world.load_seconds["a"] = 100.0
+    world.windows["a"] = Window(open=False, opens_in=300.0, closes_in=None, words="opens 08:00 UTC")
+    assert world.plan().converged
+    world.windows["a"] = Window(open=False, opens_in=120.0, closes_in=None, words="opens 08:00 UTC")
+    assert causes(world.plan(), Action.LOAD) == {"a": "its schedule: opens 08:00 UTC"}
+    world.settle()
+    world.windows["a"] = Window(open=True, opens_in=None, closes_in=9000.0, words="open until 18:00 UTC")
+    spend(world, 3000, step=10)
+    assert world.serves("a")
+    del world.windows["a"]
+    spend(world, 620)
+    assert not world.versions("a")
+
+
+def test_a_changed_file_of_a_model_at_rest_starts_nothing(world: World) -> None:
+    served(world, world.ask("a"))
+    spend(world, 620)
+    world.edit(a=on_demand(0.6))
+    assert world.plan().converged
+    served(world, world.ask("a"))
+    assert world.serves("a")
+
+
+def test_an_invalid_file_of_a_model_at_rest_is_no_unknown_model(world: World) -> None:
+    world.edit(a="sourc: {repo: o/m}\n")
+    world.settle()
+    assert world.ask("a").refused == "models.d/a.yaml is invalid"
