@@ -5,6 +5,7 @@
 The words are those of crontab(5): 0 and 7 are Sunday. What could be read in two ways is refused.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
@@ -53,6 +54,7 @@ _PART: Final = re.compile(
 _LONGEST_MONTHS: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
+@functools.lru_cache(maxsize=4096)
 def times_of(text: str) -> Times:
     """The times that a cron expression of five fields means.
 

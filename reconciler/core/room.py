@@ -67,17 +67,34 @@ def find_place(turn: Turn, target: Target, want: Want) -> tuple[Place, str]:
 
     Its own versions that are there count as gone: they make way for it.
     """
+    place, why = _find(turn, target, want)
+    if place is Place.QUEUED:
+        turn.queue(target.model, target.demand)
+    return place, why
+
+
+def _find(turn: Turn, target: Target, want: Want) -> tuple[Place, str]:
     gone = {*turn.leaving, *(app.name for app in turn.live.get(target.model, ()))}
-    rivals = _rivals(turn, target)
-    if not rivals and turn.has_room(target):
+    mates = _mates(turn, target)
+    rivals = [model for model in mates if model in turn.live or model in turn.reserved]
+    rivals = [model for model in rivals if model not in turn.sent_away]
+    elder = turn.in_the_way_of(target, gone | _names(turn, _movable(turn, target))) if turn.has_queue() else ""
+    if elder:
+        return Place.QUEUED, f"queued behind {elder}"
+    if not mates and turn.has_room(target):
         return Place.HERE, ""
     if not rivals and turn.has_room(target, gone):
         return Place.SOON, "waits until what leaves is gone"
+    return _find_by_sending_away(turn, target, want, rivals, gone)
+
+
+def _find_by_sending_away(
+    turn: Turn, target: Target, want: Want, rivals: Sequence[str], gone: set[str]
+) -> tuple[Place, str]:
     evictable = {model for model, other in turn.wants.items() if model != target.model and not other.pinned}
-    movable = [model for model in turn.live if model in evictable and model not in turn.sent_away]
-    everything = gone | {app.name for model in movable for app in turn.live[model]}
-    stuck = [model for model in rivals if model not in movable]
-    if stuck or not turn.could_have_room(target, everything, evictable):
+    movable = _movable(turn, target)
+    stuck = [model for model in rivals if model not in evictable]
+    if stuck or not turn.could_have_room(target, gone | _names(turn, movable), evictable):
         return Place.NEVER, _no_room(turn, target, stuck)
     candidates = [each for model in movable if (each := _candidate(turn, model, target, want)) is not None]
     chosen = _who_leaves(turn, target, candidates, gone, rivals)
@@ -90,20 +107,33 @@ def find_place(turn: Turn, target: Target, want: Want) -> tuple[Place, str]:
     return Place.SOON, f"waits until {', '.join(each.model for each in chosen) or 'what leaves'} made room"
 
 
-def _rivals(turn: Turn, target: Target) -> list[str]:
-    """Models of its group that are up and do not leave yet."""
+def _mates(turn: Turn, target: Target) -> list[str]:
+    """Models of its group of which anything is there, or that come up in this turn."""
     group = target.spec.lifecycle.group
     if group is None:
         return []
-    targets = turn.desired.targets
+    there = {app.model for app in turn.observed.applications.values()} | turn.reserved.keys()
+    return sorted(
+        model
+        for model, other in turn.desired.targets.items()
+        if model in there and model != target.model and other.spec.lifecycle.group == group
+    )
+
+
+def _movable(turn: Turn, target: Target) -> list[str]:
+    """Models that are there and may leave, now or later, and do not leave yet."""
     return [
         model
         for model in turn.live
         if model != target.model
         and model not in turn.sent_away
-        and model in targets
-        and targets[model].spec.lifecycle.group == group
+        and model in turn.wants
+        and not turn.wants[model].pinned
     ]
+
+
+def _names(turn: Turn, models: Iterable[str]) -> set[str]:
+    return {app.name for model in models for app in turn.live[model]}
 
 
 def _who_leaves(

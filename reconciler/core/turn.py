@@ -74,7 +74,9 @@ class Turn:
         placed: dict[str, Demand] = {}
         self._loading = 0
         self._promised: list[tuple[str, Demand]] = []
-        self._reserved: dict[str, set[str]] = {}
+        self._queued: dict[str, Demand] = {}
+        self.reserved: dict[str, set[str]] = {}
+        """Applications for which room was set aside in this turn, by model."""
         for app in self.observed.applications.values():
             if app.model is None:
                 if app.config is not None and app.status is not Status.DELETING:
@@ -122,12 +124,22 @@ class Turn:
 
     def could_have_room(self, target: Target, without: Collection[str], models: Collection[str]) -> bool:
         """There could be room one day: without these applications, and without what was set aside for `models`."""
-        reserved = {name for model in models for name in self._reserved.get(model, ())}
+        reserved = {name for model in models for name in self.reserved.get(model, ())}
         promised = self._promised
         self._promised = [each for each in promised if each[0] not in models]
         found = self.has_room(target, {*without, *reserved})
         self._promised = promised
         return found
+
+    def in_the_way_of(self, target: Target, gone: Collection[str]) -> str:
+        """A model that waits for longer, and would not find room beside `target` once `gone` are; or empty."""
+        before = self._ledger.mark()
+        self._ledger.release(gone)
+        self._ledger.take(target.demand)
+        blocked = (model for model, demand in self._queued.items() if not self._ledger.take(demand))
+        first = next(blocked, "")
+        self._ledger.back_to(before)
+        return first
 
     def has_slot(self) -> bool:
         """Another application may come up beside those that do already."""
@@ -223,9 +235,17 @@ class Turn:
 
     def reserve(self, model: str, name: str, demand: Demand) -> None:
         """Set room aside, so that what is planned later in this turn leaves it alone."""
-        self._reserved.setdefault(model, set()).add(name)
+        self.reserved.setdefault(model, set()).add(name)
         if not self._ledger.take(demand, name):
             self._promised.append((model, demand))
+
+    def has_queue(self) -> bool:
+        """A model that came earlier waits for room."""
+        return bool(self._queued)
+
+    def queue(self, model: str, demand: Demand) -> None:
+        """Have a model wait for room; who came later must leave it its way."""
+        self._queued[model] = demand
 
     def send_away(self, model: str, why: str) -> None:
         """Have a model leave, so that another one finds room."""

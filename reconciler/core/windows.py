@@ -203,7 +203,7 @@ def _span(window: _Compiled, now: int) -> _Span:
     opened = window.opens(closed if closed is not None else wall - _LOOK_BACK[-1])
     is_open = opened is not None and opened <= wall
     came = opened if is_open else closed
-    comes = (window.closes if is_open else window.opens)(wall + _SECOND)
+    comes = (window.closes if is_open else window.opens)(wall)
     return _Span(
         window,
         is_open,

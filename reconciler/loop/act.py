@@ -14,9 +14,9 @@ from reconciler.core.plan import Do, Plan, Step
 from reconciler.core.planner import observed_digest
 from reconciler.core.state import Application, Json, Observed, Record
 from reconciler.core.weights import Copy, Phase
-from reconciler.edge.edge import Edge
 from reconciler.host.log import get_logger
 from reconciler.loop.after_start import AfterStart
+from reconciler.loop.edges import Edges
 from reconciler.loop.memory import Memory
 from reconciler.loop.overrides import OverrideStore
 from reconciler.loop.probe import ProbeError, probe
@@ -36,7 +36,7 @@ class Actor:
 
     Args:
         serve: An open client.
-        edge: The front door's first half.
+        edge: The front door's first half, on every node that has one.
         memory: Where records and failures are noted.
         serve_url: Serve's HTTP proxy.
         first_put: Settings of a Serve instance that has to be started.
@@ -51,7 +51,7 @@ class Actor:
     def __init__(
         self,
         serve: ServeClient,
-        edge: Edge,
+        edge: Edges,
         memory: Memory,
         *,
         serve_url: str,

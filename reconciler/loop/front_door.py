@@ -10,6 +10,7 @@ from reconciler.core.state import Observed
 from reconciler.edge.edge import Edge, EdgeStartError, EdgeUnreachableError
 from reconciler.host.log import get_logger
 from reconciler.loop.directory import build_directory
+from reconciler.loop.edges import Edges
 
 log = get_logger()
 
@@ -17,7 +18,7 @@ log = get_logger()
 class FrontDoor:
     """Both halves of the front door; the activator is absent in a reconciler that does not stay."""
 
-    def __init__(self, edge: Edge, activator: Activator | None = None) -> None:
+    def __init__(self, edge: Edge | Edges, activator: Activator | None = None) -> None:
         self._edge = edge
         self._activator = activator
         self._created = int(time.time())

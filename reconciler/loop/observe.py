@@ -19,7 +19,8 @@ from reconciler.core.main_memory import source_of
 from reconciler.core.state import Application, Observed, Waiting
 from reconciler.core.weights import Copy, CopyState, Role
 from reconciler.core.windows import Window, window_of
-from reconciler.edge.edge import Edge, EdgeUnreachableError
+from reconciler.edge.errors import EdgeUnreachableError
+from reconciler.loop.edges import Edges
 from reconciler.loop.gpus import GpuObserver
 from reconciler.loop.load_times import LoadTimes
 from reconciler.loop.memory import Memory
@@ -50,7 +51,7 @@ class Observer:
 
     Args:
         serve: An open client.
-        edge: The front door's first half.
+        edge: The front door's first half, on every node that has one.
         memory: What was remembered.
         overrides: What was asked for by hand.
         load_times: How long loads took.
@@ -64,7 +65,7 @@ class Observer:
     def __init__(
         self,
         serve: ServeClient,
-        edge: Edge,
+        edge: Edges,
         memory: Memory,
         weights: WeightStore,
         *,

@@ -27,6 +27,7 @@ from reconciler.host.templates import read_template
 from reconciler.loop.act import Actor
 from reconciler.loop.after_start import AfterStart
 from reconciler.loop.control import ByHand, control_app
+from reconciler.loop.edges import Edges
 from reconciler.loop.front_door import FrontDoor
 from reconciler.loop.gpus import gpu_observer
 from reconciler.loop.load_times import LoadTimes
@@ -61,7 +62,7 @@ class Parts:
     actor: Actor
     front_door: FrontDoor
     reporter: Reporter
-    edge: Edge
+    edge: Edges
     activator: Activator
     weights: WeightStore
     overrides: OverrideStore
@@ -82,7 +83,7 @@ async def assembled(
     async with ServeClient(settings.ray_dashboard, settings.ray_token_path) as client:
         port = await _serve_port(client, settings)
         serve_url = f"http://{settings.serve_host}:{port}"
-        edge = make_edge(settings, port)
+        edge = Edges(make_edge(settings, port), settings.state_dir)
         activator = Activator(serve_url)
         weights = make_weights(settings, read_only=read_only, ask_hub=ask_hub)
         facts = make_facts(settings, read_only=read_only, ask_hub=ask_hub)
@@ -240,9 +241,12 @@ async def watch(settings: Settings, options: Options) -> None:
         scheduler.start()
         by_hand = ByHand(parts.loop, parts.overrides, lambda: parts.activator.directory)
         parts.activator.command = by_hand.command
+        front = parts.edge.asgi(parts.activator.asgi)
         socket = settings.state_dir / CONTROL_SOCKET
         tasks = [
-            asyncio.create_task(serve(parts.activator.asgi, "127.0.0.1", settings.activator_port)),
+            asyncio.create_task(
+                serve(front, "127.0.0.1", settings.activator_port)
+            ),
             asyncio.create_task(serve_unix(control_app(parts.loop, parts.weights, by_hand), socket)),
             asyncio.create_task(parts.overrides.watch()),
             asyncio.create_task(watch_folder(settings.models_dir, parts.loop.wake)),

@@ -144,16 +144,16 @@ async def test_ten_thousand_waiters_and_a_thousand_models_cost_a_directory_nothi
     for n in range(10_000):
         b.joined(models[n % 1000], follows=n % 2 == 0)
     directories = [Directory([cold(f"m{n}") for n in range(1000)]) for _ in range(10)]
-    began = time.perf_counter()
+    began = time.process_time()
     for directory in directories:
         b.holding.update(directory)
-    spent = (time.perf_counter() - began) / len(directories)
+    spent = (time.process_time() - began) / len(directories)
     # Some 1 ms here; a scan of all waiters would be far above the bound on a slow machine as well.
     assert spent < 0.03
     assert b.wakes == 1000
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(b.holding.waiting()) == 1000
-    assert time.perf_counter() - began < 0.1
+    assert time.process_time() - began < 0.1
 
 
 async def test_a_wait_ends_with_the_time_the_client_or_a_change() -> None:

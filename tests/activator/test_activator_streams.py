@@ -1,4 +1,4 @@
-"""Held streams: comments meanwhile, the model's stream after them, errors as the clients' own libraries raise them."""
+"""Held streams: comments meanwhile, the model's stream after them, errors as the clients raise them."""
 
 import asyncio
 import json
@@ -156,20 +156,23 @@ async def test_the_openai_client_raises_the_reason_of_a_wait_that_fails(use: Cal
 
 
 async def test_the_anthropic_client_raises_the_reason_of_a_wait_that_fails() -> None:
-    async with stack(directory=Directory([cold()])) as s, asyncio.timeout(20):
-        async with anthropic.AsyncAnthropic(base_url=s.url, api_key="x", max_retries=0) as client:
+    async with (
+        asyncio.timeout(20),
+        stack(directory=Directory([cold()])) as s,
+        anthropic.AsyncAnthropic(base_url=s.url, api_key="x", max_retries=0) as client,
+    ):
 
-            async def use() -> None:
-                create = client.messages.create
-                async for _ in await create(model="m", max_tokens=5, messages=MESSAGES, stream=True):
-                    pass
+        async def use() -> None:
+            create = client.messages.create
+            async for _ in await create(model="m", max_tokens=5, messages=MESSAGES, stream=True):
+                pass
 
-            request = asyncio.create_task(use())
-            await eventually(lambda: s.activator.waiting() != {})
-            await asyncio.sleep(0.3)
-            s.activator.directory = FAILED
-            with pytest.raises(anthropic.APIError, match="out of memory"):
-                await request
+        request = asyncio.create_task(use())
+        await eventually(lambda: s.activator.waiting() != {})
+        await asyncio.sleep(0.3)
+        s.activator.directory = FAILED
+        with pytest.raises(anthropic.APIError, match="out of memory"):
+            await request
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Held requests over real connections: order, one wake, bounds, every way out, and nothing left behind."""
 
 import asyncio
-import json
 import time
 from typing import Any
 
@@ -23,16 +22,16 @@ COLD = Directory([cold(aliases=("alias",), adapters=("adapter",))])
 HOT = Directory([hot(aliases=("alias",), adapters=("adapter",))])
 
 
-def ask(s: Stack, model: str = "m", **headers: str) -> asyncio.Task[tuple[int, dict[str, Any]]]:
+def ask(s: Stack, model: str = "m") -> asyncio.Task[tuple[int, dict[str, Any]]]:
     async def send() -> tuple[int, dict[str, Any]]:
-        async with s.http.post(s.url + CHAT, json={"model": model}, headers=headers) as response:
+        async with s.http.post(s.url + CHAT, json={"model": model}) as response:
             return response.status, {**await response.json(), "after": response.headers.get("retry-after")}
 
     return asyncio.create_task(send())
 
 
 async def held(s: Stack, count: int) -> None:
-    await eventually(lambda: sum(waiting.count for waiting in s.activator.waiting().values()) == count)
+    await eventually(lambda: sum(waiting.count for waiting in s.activator.waiting().values()) == count, seconds=60)
 
 
 def nothing_is_left(s: Stack) -> bool:
@@ -52,7 +51,7 @@ async def test_names_aliases_and_adapters_wait_in_one_line() -> None:
         answers = await asyncio.gather(*requests)
         assert [(status, body["model"]) for status, body in answers] == [(200, "m"), (200, "m"), (200, "adapter")]
         assert wakes == ["wake"]
-        assert nothing_is_left(s)
+        await eventually(lambda: nothing_is_left(s))
 
 
 async def test_five_hundred_at_once_go_on_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +87,7 @@ async def test_five_hundred_at_once_go_on_in_their_order(monkeypatch: pytest.Mon
         assert len(set(arrived)) == 500
         assert released == arrived
         assert wakes == ["wake"]
-        assert nothing_is_left(s)
+        await eventually(lambda: nothing_is_left(s))
 
 
 async def test_a_client_that_leaves_is_forgotten_at_once() -> None:
@@ -121,8 +120,6 @@ async def test_bounds_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert body["error"]["message"] == (
             "2 requests wait for the model 'm' already, as many as may (loading: it is being started)."
         )
-        status, body = await ask(s, "other", padding="of headers does not count")
-        assert status == 503 if (size := len(json.dumps({"model": "other"}))) > 100 - 30 else size
         async with s.http.post(s.url + CHAT, json={"model": "other", "x": "y" * 100}) as response:
             error = (await response.json())["error"]
             assert (response.status, error["code"]) == (503, "queue_full")
@@ -143,7 +140,7 @@ async def test_a_model_that_fails_fails_all_its_waiters_at_once_with_its_reason(
             assert (status, body["error"]["code"], body["after"]) == (503, "model_failed", "60")
             assert body["error"]["message"] == "The model 'm' is failed: out of memory."
         assert time.monotonic() - began < 5
-        assert nothing_is_left(s)
+        await eventually(lambda: nothing_is_left(s))
 
 
 async def test_a_model_that_is_removed_is_unknown_to_its_waiters() -> None:
@@ -153,7 +150,7 @@ async def test_a_model_that_is_removed_is_unknown_to_its_waiters() -> None:
         s.activator.directory = Directory([hot("mm")])
         status, body = await request
         assert (status, body["error"]["code"]) == (404, "model_not_found")
-        assert nothing_is_left(s)
+        await eventually(lambda: nothing_is_left(s))
 
 
 async def test_a_wait_has_an_end() -> None:
@@ -170,7 +167,7 @@ async def test_a_wait_has_an_end() -> None:
         # It will be asked for again in 7 s, so it is wanted until then.
         assert s.activator.waiting()["m"].count == 1
         s.activator.directory = HOT
-        assert nothing_is_left(s)
+        await eventually(lambda: nothing_is_left(s))
 
 
 async def test_a_route_that_vanishes_again_leaves_everybody_in_place() -> None:
@@ -218,7 +215,7 @@ async def test_an_application_is_counted_before_anything_else_can_happen(monkeyp
         assert all(in_flight + held_still == 10 for in_flight, held_still in seen[: seen.index((10, 0)) + 1])
 
 
-async def test_before_the_first_look_requests_wait_and_listings_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_before_the_first_look_requests_wait_and_listings_do_not() -> None:
     async with stack(directory=Directory(settled=False)) as s:
         wakes: list[str] = []
         s.activator.wake = lambda: wakes.append("wake")
@@ -236,7 +233,7 @@ async def test_before_the_first_look_requests_wait_and_listings_do_not(monkeypat
         assert wakes == ["wake"]
         s.activator.directory = HOT
         assert (await requests["m"])[0] == 200
-        assert nothing_is_left(s)
+        await eventually(lambda: nothing_is_left(s))
 
 
 async def test_too_many_before_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from reconciler.core.overrides import Kind, Override, OverrideError, active, give
 from reconciler.core.plan import Action, Do, Plan
+from reconciler.core.residency import AHEAD_FACTOR, AHEAD_SECONDS
 from reconciler.core.spec import Lifecycle, Policy, parse_duration
 from reconciler.core.turn import Options
 from reconciler.core.windows import window_of
@@ -169,7 +170,10 @@ class Day:
         if policy is Policy.MANUAL:
             return bool(world.versions(model))
         window = world.windows.get(model)
-        return policy is not Policy.PINNED and window is not None and (window.open or (window.opens_in or 0) < MINUTE * 3)
+        if window is None or policy is Policy.PINNED:
+            return False
+        ahead = world.load_seconds.get(model, 0.0) * AHEAD_FACTOR + AHEAD_SECONDS
+        return window.open or (window.opens_in is not None and window.opens_in <= ahead)
 
     def fits_with(self, models: set[str]) -> bool:
         """All of these find room at the same time."""
@@ -389,7 +393,7 @@ class Day:
             plan = self.turn()
         assert not self.open, self.open
         assert plan.settled, plan.steps
-        assert not world.overrides, world.overrides
+        assert not active(world.overrides, world.now), world.overrides
         for model in self.sizes:
             policy = self.lifecycle(model).policy
             if policy is Policy.PINNED:

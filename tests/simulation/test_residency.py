@@ -225,6 +225,29 @@ def test_models_of_a_group_are_never_up_together(make_world: MakeWorld) -> None:
     assert world.serves("c")
 
 
+def test_models_of_a_group_do_not_start_in_one_turn(make_world: MakeWorld) -> None:
+    world = make_world(options=Options(max_loads=2))
+    world.edit(a=on_demand(more="group: g"), b=on_demand(more="group: g"))
+    first, second = world.ask("a"), world.ask("b")
+    world.turn()
+    assert len(world.apps) == 1
+    served(world, first, second)
+
+
+def test_a_large_model_is_not_starved_by_small_ones(make_world: MakeWorld) -> None:
+    world = make_world(gpus=1)
+    world.edit(a=on_demand(0.9), **{name: on_demand(0.4) for name in "bcdef"})
+    small = [world.ask(name) for name in "bcdef"]
+    spend(world, 30)
+    large = world.ask("a")
+    since = world.now
+    while not large.over:
+        small += [world.ask(name) for name in "bcdef"]
+        spend(world, 5)
+    # d, e and f waited before it did: two turns, its own wait for the second of them, and the loads.
+    assert world.now - since < 3 * 60 + 60
+
+
 def test_a_broken_model_fails_its_waiters_with_the_reason_and_is_not_tried_for_every_request(world: World) -> None:
     world.faults["a"] = REPLICA
     first = world.ask("a")

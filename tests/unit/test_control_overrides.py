@@ -95,12 +95,14 @@ class World:
         self.last = Look(DESIRED, Observed(now=time.time()), Plan())
 
     async def goes(self, *turns: tuple[ModelState, str], model: str = "qwen") -> None:
-        """After a command was given, take these turns, each once the last one was asked for."""
+        """After a command was given, take these turns, each once somebody asked for what was there before it."""
         await until(lambda: bool(self.overrides.active()))
+        polls = self.polls
+        await until(lambda: self.polls > polls + 1)
         for state, reason in turns:
             self.look(state, reason, model=model)
-            polls = self.polls
-            await until(lambda polls=polls: self.polls > polls)  # type: ignore[misc]
+            seen = self.polls
+            await until(lambda seen=seen: self.polls > seen)  # type: ignore[misc]
 
     def end(self, model: str = "qwen") -> None:
         """What was asked for is done."""
