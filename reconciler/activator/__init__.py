@@ -1,5 +1,6 @@
 """The part of the front door inside the reconciler's process: everything that the edge does not send straight on.
 
-`app` decides what becomes of a request, `directory` says what it may know about models, `upstream` proxies,
-`json_body` and `form_body` find the model's name in a body, `server` listens.
+`app` decides what becomes of a request, `directory` says what it may know about models, `admission` lets a request
+wait for its model in a line of `holding`, `progress` says how things stand meanwhile, `patience` for how long the
+client waits, `upstream` proxies, `json_body` and `form_body` find the model's name in a body, `server` listens.
 """

@@ -1,4 +1,4 @@
-"""The commands that look at or change the cluster: converge, watch, dry run, edge."""
+"""The commands that look at or change the cluster: converge, watch, dry run."""
 
 import asyncio
 import sys
@@ -11,7 +11,7 @@ import aiohttp
 import click
 
 from reconciler.activator.server import ListenError
-from reconciler.cli.common import ERROR, OK, PARTIAL, PENDING, REFUSED, configure_log, exit_code, fail, quiet
+from reconciler.cli.common import OK, PARTIAL, PENDING, REFUSED, configure_log, exit_code, fail, quiet
 from reconciler.cli.progress import download_bars
 from reconciler.cli.show import print_json, show_plan, show_problems
 from reconciler.core.plan_json import plan_to_json
@@ -31,7 +31,7 @@ T = TypeVar("T")
 def dry_run(settings: Settings, wishes: Wishes, *, output: str, detailed_exitcode: bool) -> int:
     """Print the plan; change nothing."""
     quiet(settings)
-    look = _run(service.look_once(settings, _options(settings, wishes)))
+    look = run_to_end(service.look_once(settings, _options(settings, wishes)))
     if output == "json":
         print_json({"plan": plan_to_json(look.plan), "problems": [str(p) for p in look.desired.problems]})
     else:
@@ -49,7 +49,7 @@ def converge(settings: Settings, wishes: Wishes, *, output: str) -> int:
     try:
         with exclusive(settings.state_dir), download_bars() as show:
             configure_log(settings)
-            look = _run(service.converge_once(settings, options, show))
+            look = run_to_end(service.converge_once(settings, options, show))
     except AlreadyRunningError as running:
         click.echo(f"A reconciler is running here (process {running.pid}); it is asked to do it.", err=True)
         return _ask_running(settings, wishes, output=output)
@@ -67,33 +67,10 @@ def watch(settings: Settings, wishes: Wishes) -> int:
     try:
         with exclusive(settings.state_dir):
             settings.remember()
-            _run(service.watch(settings, _options(settings, wishes)))
+            run_to_end(service.watch(settings, _options(settings, wishes)))
     except AlreadyRunningError as running:
         fail(f"a reconciler is running already in {settings.state_dir} (process {running.pid})")
     return OK
-
-
-def edge(settings: Settings, verb: str, *, output: str) -> int:
-    """Start, stop or look at the edge."""
-    return _run(_edge(settings, verb, output))
-
-
-async def _edge(settings: Settings, verb: str, output: str) -> int:
-    door = await service.find_edge(settings)
-    if verb == "start":
-        click.echo("started" if await door.ensure_running() else "it runs already")
-        return OK
-    if verb == "stop":
-        await door.stop()
-        return OK
-    running, routes = await door.is_running(), await door.routes()
-    if output == "json":
-        print_json({"running": running, "routes": routes})
-    else:
-        click.echo("the edge runs" if running else "the edge does not run")
-        for model, application in sorted(routes.items()):
-            click.echo(f"{model} -> {application}")
-    return OK if running else ERROR
 
 
 def _ask_running(settings: Settings, wishes: Wishes, *, output: str) -> int:
@@ -130,7 +107,8 @@ def _options(settings: Settings, wishes: Wishes) -> Options:
     )
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def run_to_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run it; what a person can mend is a message and exit 1."""
     try:
         return asyncio.run(work)
     except (ServeUnreachableError, ServeRefusedError) as error:

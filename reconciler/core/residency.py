@@ -58,7 +58,7 @@ def _by_hand(turn: Turn, target: Target) -> Want | None:
     if override.kind is Kind.UNLOAD:
         on_request = override.until is None and policy is not Policy.MANUAL
         return Want(Wish.REST, why, on_request=on_request, asked=True)
-    stays = override.kind is Kind.PIN or override.until is not None or policy is Policy.MANUAL
+    stays = override.kind is Kind.PIN or override.until is not None or policy is not Policy.ON_DEMAND
     return Want(Wish.UP, why, pinned=stays, since=since, asked=True)
 
 

@@ -4,9 +4,9 @@ Who may leave, in this order; never one that is pinned, or that comes up for req
 
 0. models that are leaving already, or that come up though nobody waits for them any more;
 1. idle ones that have stayed their `min_stay`;
-2. where these are not enough, ones in use that had their turn: new requests for them wait from then on, those in
-   flight are answered to the last byte. A turn lasts `min_stay`, and as long as the next model takes to load, so
-   that two models that fight for one GPU spend no more time on loading than on answering.
+2. where these are not enough, ones in use (a moment ago counts) that had their turn: new requests for them wait
+   from then on, those in flight are answered to the last byte. A turn lasts `min_stay`, and as long as the next
+   model takes to load, so that two models that fight for one GPU spend no more time on loading than on answering.
 
 Of those the smallest sufficient set leaves: the least important first (`priority`), then the fewest, then those
 that were used longest ago.
@@ -30,6 +30,8 @@ from reconciler.core.weights import in_words
 _MOST_WEIGHED = 12
 """Candidates among which every small set is tried; beyond, one after the other leaves until it is enough."""
 _LARGEST_SET_WEIGHED = 3
+IN_USE_SECONDS = 10.0
+"""For so long after a request a model counts as in use: whoever asked may be about to ask again."""
 
 
 class Place(Enum):
@@ -182,7 +184,8 @@ def _rank_of(turn: Turn, model: str, app: Application | None, target: Target, wa
     least = parse_duration(turn.desired.targets[model].spec.lifecycle.min_stay)
     if observed.in_flight is None or stayed < least:
         return None
-    if not observed.in_flight.get(app.name, 0) and model not in observed.waiting:
+    quiet = observed.idle_seconds.get(app.name, 0.0) >= IN_USE_SECONDS and not observed.in_flight.get(app.name, 0)
+    if quiet and model not in observed.waiting:
         return 1
     return 2 if stayed >= observed.load_seconds.get(target.model, 0.0) else None
 
@@ -211,7 +214,8 @@ def _smallest(order: Sequence[Candidate], enough: Callable[[Iterable[Candidate]]
 
 
 def _why(target: Target, each: Candidate) -> str:
-    use = f"{each.in_flight} in flight, had its turn" if each.in_flight else f"idle {in_time(each.idle)}"
+    use = f"{each.in_flight} in flight" if each.in_flight else f"idle {in_time(each.idle)}"
+    use += ", had its turn" if each.rank == 2 else ""  # noqa: PLR2004 -- in use
     return f"{use}, priority {each.priority}, to make {amount(target)} for {target.model}"
 
 
@@ -268,5 +272,5 @@ def _in_use(turn: Turn, models: Iterable[str]) -> str:
         elif counts.get(app.name, 0):
             words.append(f"{model} is in use")
         else:
-            words.append(f"{model} has only just come up")
+            words.append(f"{model} came up a short while ago")
     return f"waits for room: {', '.join(words) or 'nobody can leave'}"

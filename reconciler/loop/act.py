@@ -16,6 +16,7 @@ from reconciler.core.state import Application, Json, Observed, Record
 from reconciler.core.weights import Copy, Phase
 from reconciler.host.log import get_logger
 from reconciler.loop.after_start import AfterStart
+from reconciler.loop.after_stop import AfterStop
 from reconciler.loop.edges import Edges
 from reconciler.loop.memory import Memory
 from reconciler.loop.overrides import OverrideStore
@@ -43,6 +44,7 @@ class Actor:
         probe_timeout: Seconds that a version may take to answer its first request.
         weights: Fetches what is missing.
         after_start: Measures what came up.
+        after_stop: Follows what goes to its end.
         overrides: What was asked for by hand.
         keep_versions: Of how many earlier versions of a model the weights stay.
         wake: Called when a probe ended, so that the loop takes its next turn at once.
@@ -59,6 +61,7 @@ class Actor:
         probe_timeout: float,
         weights: WeightStore,
         after_start: AfterStart,
+        after_stop: AfterStop,
         overrides: OverrideStore,
         keep_versions: int,
         wake: Callable[[], None],
@@ -71,6 +74,7 @@ class Actor:
         self._probe_timeout = probe_timeout
         self._weights = weights
         self._after_start = after_start
+        self._after_stop = after_stop
         self._overrides = overrides
         self._keep_versions = keep_versions
         self._wake = wake
@@ -107,6 +111,7 @@ class Actor:
     async def close(self) -> None:
         """Give up probes and measurements that are under way."""
         await self._after_start.close()
+        await self._after_stop.close()
         for task in self._probes.values():
             task.cancel()
         await asyncio.gather(*self._probes.values(), return_exceptions=True)
@@ -228,6 +233,8 @@ class Actor:
         for step in plan.steps:
             if step.do in _EVENTS:
                 log.info(_EVENTS[step.do], model=step.model, application=step.application, cause=step.why)
+            if step.do is Do.REMOVE:
+                self._after_stop.follow(observed.applications[step.application])
         try:
             await self._serve.put(body)
         except ServeRefusedError as error:

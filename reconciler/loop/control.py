@@ -14,6 +14,7 @@ from starlette.routing import Route
 from reconciler.activator.directory import Directory
 from reconciler.core.overrides import Kind, OverrideError, in_words
 from reconciler.core.plan_json import plan_to_json
+from reconciler.core.spec import Policy
 from reconciler.core.target import Target
 from reconciler.core.turn import Options, Wishes
 from reconciler.core.weights_json import states_to_json
@@ -77,6 +78,9 @@ class ByHand:
             near = self._directory().near(name)
             raise CommandRefusedError(_NOT_FOUND, f"no valid model file declares {name[:_LONGEST_NAME]!r}", near)
         policy = target.spec.lifecycle.policy
+        window = self._loop.last.observed.windows.get(target.model)
+        if window is not None and window.open:
+            policy = Policy.PINNED  # Until the window closes.
         now = time.time()
         try:
             given = self._overrides.give(kind, target.model, policy, seconds)

@@ -229,9 +229,10 @@ class Loop:
             m for refusal in look.plan.refused for m in refusal.models
         }
         self._memory.forget_models(set(self._memory.records) - wanted - alive - held)
-        self._overrides.forget(set(self._overrides.active()) - wanted - alive - held)
-        previous = {r.previous["name"] for r in self._memory.records.values() if r.previous is not None}
         others = models_of_invalid_files(look.desired)
+        if others is not None:
+            self._overrides.forget(set(self._overrides.active()) - wanted - alive - held - others)
+        previous = {r.previous["name"] for r in self._memory.records.values() if r.previous is not None}
         if others is not None and self._parsed is not None:
             self._weights.revisions.forget(wanted_in(self._parsed[1]), others)
             self._weights.forget({copy for target in look.desired.targets.values() for copy in target.copies})

@@ -26,6 +26,7 @@ from reconciler.host.settings import Settings
 from reconciler.host.templates import read_template
 from reconciler.loop.act import Actor
 from reconciler.loop.after_start import AfterStart
+from reconciler.loop.after_stop import AfterStop
 from reconciler.loop.control import ByHand, control_app
 from reconciler.loop.edges import Edges
 from reconciler.loop.front_door import FrontDoor
@@ -128,6 +129,7 @@ async def assembled(
             probe_timeout=settings.probe_timeout,
             weights=weights,
             after_start=AfterStart(client, measuring, fitter, facts),
+            after_stop=AfterStop(here=_is_here(settings.ray_dashboard)),
             overrides=overrides,
             keep_versions=settings.keep_versions,
             wake=loop.wake,
@@ -152,8 +154,13 @@ def _is_here(url: str) -> bool:
     return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
-def make_edge(settings: Settings, serve_port: int) -> Edge:
-    """The edge for these settings, in front of the Serve that listens on `serve_port`.
+def make_edge(settings: Settings, serve_port: int, *, activator: tuple[str, int] | None = None) -> Edge:
+    """The edge for these settings.
+
+    Args:
+        settings: The operator's.
+        serve_port: Where Serve listens.
+        activator: Host and port of the activator, where it is not on this node.
 
     Raises:
         EdgeStartError: The settings or the template make no configuration.
@@ -163,7 +170,8 @@ def make_edge(settings: Settings, serve_port: int) -> Edge:
             folder=settings.state_dir.absolute() / "edge",
             listen_host=settings.listen_host,
             listen_port=settings.listen_port,
-            activator_port=settings.activator_port,
+            activator_host=activator[0] if activator is not None else "127.0.0.1",
+            activator_port=activator[1] if activator is not None else settings.activator_port,
             serve_host=settings.serve_host,
             serve_port=serve_port,
         )
@@ -245,7 +253,7 @@ async def watch(settings: Settings, options: Options) -> None:
         socket = settings.state_dir / CONTROL_SOCKET
         tasks = [
             asyncio.create_task(
-                serve(front, "127.0.0.1", settings.activator_port)
+                serve(front, "127.0.0.1", settings.activator_port, on_stop=parts.activator.stop_holding)
             ),
             asyncio.create_task(serve_unix(control_app(parts.loop, parts.weights, by_hand), socket)),
             asyncio.create_task(parts.overrides.watch()),

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
@@ -12,9 +12,14 @@ import pytest
 from activator_stack import Stack, cold, eventually, hot, stack
 from aiohttp import web
 from openai import AsyncOpenAI, OpenAI
+from starlette.types import Message
 
 from reconciler.activator import admission, progress
+from reconciler.activator.admission import Admission, Asking
 from reconciler.activator.directory import Directory, Entry, ModelState
+from reconciler.activator.errors import Refusal
+from reconciler.activator.json_body import read_json
+from reconciler.activator.reply import Reply
 
 CHAT = "/v1/chat/completions"
 ASK = {"model": "m", "stream": True}
@@ -259,6 +264,39 @@ async def test_before_the_first_look() -> None:
         assert await response.content.readuntil(b"\n\n") == b": loading: it is being started\n\n"
         s.activator.directory = Directory([hot()])
         assert (await response.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_client_that_does_not_read_keeps_its_place_no_longer_than_others() -> None:
+    async def never(_message: Message) -> None:
+        await asyncio.sleep(60)
+
+    gone = asyncio.create_task(asyncio.sleep(60))
+    waiting = Admission(lambda: None)
+    waiting.directory = Directory([cold(wait_timeout=0.5)])
+    asking = Asking("m", 10, None, streams=True, reply=Reply(never, "id", CHAT), gone=gone)
+    with pytest.raises(Refusal, match="did not come up"):
+        await asyncio.wait_for(waiting.admit(asking), 10)
+    assert waiting._holding._lines == {}
+    gone.cancel()
+
+
+@pytest.mark.parametrize(
+    ("text", "streams"),
+    [
+        ('{"model": "m"}', False),
+        ('{"model": "m", "stream": true}', True),
+        ('{"stream": true, "model": "m", "stream": false}', False),
+        ('{"stream": false, "model": "m", "str\\u0065am": true}', True),
+        ('{"model": "m", "x": {"stream": true}}', False),
+        ('{"model": "m", "stream": [true]}', False),
+        ('{"model": "m", "stream": 1, "größe": "😀"}', False),
+    ],
+)
+async def test_what_asks_for_a_stream(text: str, streams: bool) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield text.encode()
+
+    assert (await read_json(chunks())).streams is streams
 
 
 def test_words() -> None:

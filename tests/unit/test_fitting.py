@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ class World:
     def fit(self, desired: Desired) -> Desired:
         return self.fitter.fitted(desired, self.cluster, self.facts)
 
-    def plan(self, desired: Desired, **options: Any) -> Plan:
+    def plan(self, desired: Desired, *, seen: Json | None = None, **options: Any) -> Plan:
         observed = Observed(
             applications=self.apps,
             nodes=self.nodes,
@@ -118,6 +119,7 @@ class World:
             records=self.records,
             failures=self.failures,
             now=1.0,
+            **(seen or {}),
         )
         return make_plan(self.fit(desired), observed, Options(max_loads=9, **options))
 
@@ -133,7 +135,9 @@ class World:
         self.records[target.model] = row
 
 
-SMALL, LARGE_FILE = "source: {path: /w/small}\n", "source: {path: /w/large}\n"
+PINNED, ON_DEMAND = "lifecycle: {policy: pinned}\n", "lifecycle: {policy: on_demand}\n"
+SMALL_SOURCE, LARGE_SOURCE = "source: {path: /w/small}\n", "source: {path: /w/large}\n"
+SMALL, LARGE_FILE = SMALL_SOURCE + PINNED, LARGE_SOURCE + PINNED
 
 
 def kwargs(target: Target) -> Json:
@@ -319,6 +323,16 @@ def test_what_cannot_fit_is_held_with_advice_and_forced_on_request() -> None:
     assert [step.do for step in forced.steps] == [Do.START]
 
 
+def test_what_cannot_fit_is_held_before_anybody_asks_for_it() -> None:
+    world = World(nodes=(box(24),))
+    plan = world.plan(read(a=LARGE_SOURCE + ON_DEMAND, b=SMALL_SOURCE + ON_DEMAND))
+    assert [(held.model, held.kind, held.on_request) for held in plan.held] == [
+        ("a", HeldKind.DOES_NOT_FIT, False)
+    ]
+    assert [(each.model, each.on_request) for each in plan.resting] == [("b", True)]
+    assert not plan.steps
+
+
 def test_while_the_facts_are_read_the_model_waits() -> None:
     world = World(facts={})
     plan = world.plan(read(a=SMALL))
@@ -377,16 +391,32 @@ def test_a_little_memory_of_others_does_not_keep_a_model_from_a_whole_gpu() -> N
     assert [held.kind for held in plan.held] == [HeldKind.NO_ROOM]
 
 
-def test_no_room_names_who_would_have_to_go() -> None:
-    world = World(nodes=(box(80),))
-    desired = read(a=SMALL, b=SMALL + "lifecycle: {priority: 90}\n")
-    world.start(read(a=SMALL), "a")
+def test_no_room_names_who_may_not_leave() -> None:
+    world = World(nodes=(box(80, 2),))
+    desired = read(a=SMALL, b=SMALL_SOURCE + ON_DEMAND, c=LARGE_FILE)
+    for model in "ab":
+        world.start(desired, model)
     plan = world.plan(desired)
     (held,) = plan.held
-    assert held.kind is HeldKind.NO_ROOM
-    assert held.reason.endswith("there would be room without a")
-    pinned = read(a=SMALL + "lifecycle: {policy: pinned}\n", b=SMALL)
-    assert "without a" not in world.plan(pinned).held[0].reason
+    assert (held.model, held.kind) == ("c", HeldKind.NO_ROOM)
+    assert held.reason.endswith(" GPU free; a may not leave")
+    assert held.reason.startswith("it needs 2 x 1 GPU; 0")
+    assert not plan.steps
+
+
+def test_a_pinned_model_sends_one_away_that_may_leave() -> None:
+    world = World(nodes=(box(80),))
+    desired = read(a=SMALL_SOURCE + ON_DEMAND, b=SMALL)
+    name = world.start(desired, "a").application
+    plan = world.plan(desired, seen={"up_seconds": {name: 3600.0}, "idle_seconds": {name: 720.0}})
+    assert not plan.held
+    unload = next(change for change in plan.changes if change.model == "a")
+    assert unload.action is Action.UNLOAD
+    assert re.fullmatch(r"idle 12 min, priority 50, to make \d+\.\d GiB for b", unload.cause)
+    assert [(step.do, step.model) for step in plan.steps] == [(Do.AWAIT, "b"), (Do.UNROUTE, "a")]
+    # What has only just come up stays its time.
+    (waits,) = world.plan(desired, seen={"up_seconds": {name: 59.0}, "idle_seconds": {name: 59.0}}).steps
+    assert (waits.do, waits.model, waits.why) == (Do.AWAIT, "b", "waits for room: a has only just come up")
 
 
 def test_of_two_kinds_of_gpu_the_one_with_room_is_taken() -> None:

@@ -10,14 +10,15 @@ from reconciler.core.main_memory import PROCESSES, main_memory_of, source_of
 from reconciler.core.plan import Do, HeldKind
 from reconciler.core.planner import make_plan
 from reconciler.core.render import Renderer
-from reconciler.core.state import Application, Observed, Record, Replica, Status
+from reconciler.core.state import Application, Observed, Record, Replica, Status, Waiting
 from reconciler.core.target import Platform
 from reconciler.core.turn import Options
 from reconciler.host.main_memory import available_bytes
 
 TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")
 GIB = 2**30
-FILE = "source: {path: /weights}\nengine: {kv_cache_memory_gib: 2}\n"
+FILE = "source: {path: /weights}\nengine: {kv_cache_memory_gib: 2}\nlifecycle: {policy: pinned}\n"
+ON_DEMAND = FILE.replace("pinned", "on_demand")
 
 
 def desired(text: str = FILE, device: str = "cpu", *names: str) -> Desired:
@@ -63,6 +64,14 @@ def test_what_is_promised_to_one_is_not_promised_to_another() -> None:
     loading = Application(first.application, Status.DEPLOYING, first.config, "a")
     plan = make_plan(two, observed(10 * GIB, applications={loading.name: loading}), Options(max_loads=2))
     assert [held.model for held in plan.held] == ["b"]
+
+
+def test_at_rest_it_takes_none_and_is_not_weighed_until_it_is_asked_for() -> None:
+    plan = make_plan(desired(ON_DEMAND), observed(6 * GIB))
+    assert plan.converged
+    assert [each.model for each in plan.resting] == ["m"]
+    plan = make_plan(desired(ON_DEMAND), observed(6 * GIB, waiting={"m": Waiting(1, 0.0)}))
+    assert [held.kind for held in plan.held] == [HeldKind.NO_ROOM]
 
 
 def test_a_change_of_what_runs_is_tried() -> None:

@@ -9,18 +9,20 @@ from reconciler.core.desired import Desired, Snapshot, compile_desired, wanted_i
 from reconciler.core.diff import Effect
 from reconciler.core.keep import recent_after, what_to_keep
 from reconciler.core.model_source import copies_in
+from reconciler.core.overrides import Kind, Override
 from reconciler.core.parse import parse_all
 from reconciler.core.plan import Action, Do, HeldKind
 from reconciler.core.planner import make_plan
 from reconciler.core.render import Renderer
-from reconciler.core.state import Application, Observed, Record, Replica, Status
+from reconciler.core.state import Application, Observed, Record, Replica, Status, Waiting
 from reconciler.core.target import Platform
 from reconciler.core.weights import Copy, CopyState, Keep, Phase, Resolution, Role
 
 TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")
 RENDERER = Renderer(TEMPLATE, Platform(hub_cache="/cache"))
 OLD, NEW = "3fa9" * 10, "81cc" * 10
-FILE = "source: {repo: o/m}\n"
+FILE = "source: {repo: o/m}\nlifecycle: {policy: pinned}\n"
+ON_DEMAND, MANUAL = FILE.replace("pinned", "on_demand"), FILE.replace("pinned", "manual")
 
 
 def desired(text: str = FILE, resolution: Resolution = Resolution(OLD)) -> Desired:  # noqa: B008 -- immutable
@@ -57,6 +59,39 @@ def test_with_the_weights_there_it_is_started() -> None:
     plan = make_plan(desired(), Observed(weights={Copy("o/m", OLD): CopyState(Phase.READY)}))
     assert [step.do for step in plan.steps] == [Do.START]
     assert plan.changes[0].downloads == ()
+
+
+def test_the_weights_of_what_a_request_may_load_are_fetched_beforehand() -> None:
+    plan = make_plan(desired(ON_DEMAND), Observed())
+    assert [(step.do, step.why) for step in plan.steps] == [(Do.FETCH, f"downloads o/m@{OLD[:8]}")]
+    (change,) = plan.changes
+    assert (change.action, change.downloads[0].repo) == (Action.ADD, "o/m")
+    assert change.cause.endswith("its weights are fetched now, a request loads it")
+    there = Observed(weights={Copy("o/m", OLD): CopyState(Phase.READY)})
+    plan = make_plan(desired(ON_DEMAND), there)
+    assert plan.converged
+    assert [each.on_request for each in plan.resting] == [True]
+    plan = make_plan(desired(ON_DEMAND), dataclasses.replace(there, waiting={"m": Waiting(1, 0.0)}))
+    assert [step.do for step in plan.steps] == [Do.START]
+
+
+def test_the_weights_of_what_only_a_hand_loads_are_not() -> None:
+    plan = make_plan(desired(MANUAL), Observed())
+    assert plan.converged
+    assert [each.on_request for each in plan.resting] == [False]
+    by_hand = Observed(overrides={"m": Override("m", Kind.LOAD, 0.0)})
+    assert [step.do for step in make_plan(desired(MANUAL), by_hand).steps] == [Do.FETCH]
+
+
+def test_at_rest_a_failed_download_is_held_where_a_request_would_need_it() -> None:
+    state = CopyState(Phase.FAILED, reason="the disk is full", retry_at=7.0)
+    observed = Observed(weights={Copy("o/m", OLD): state})
+    plan = make_plan(desired(ON_DEMAND), observed)
+    assert [(held.kind, held.reason, held.retry_at) for held in plan.held] == [
+        (HeldKind.MISSING, "the disk is full", 7.0)
+    ]
+    assert plan.resting == ()
+    assert make_plan(desired(MANUAL), observed).held == ()
 
 
 def test_the_application_reads_the_snapshot_and_stays_off_the_network() -> None:
@@ -121,7 +156,7 @@ def test_a_failed_download_is_held_with_its_reason_and_the_time_of_the_next_try(
 
 
 def test_one_copy_that_cannot_be_had_does_not_stop_the_others() -> None:
-    text = "source: {repo: o/m}\nadapters: [{name: lora, repo: o/a}]\n"
+    text = FILE + "adapters: [{name: lora, repo: o/a}]\n"
     failed = CopyState(Phase.FAILED, reason="it is gated", retry_at=7.0)
     plan = make_plan(desired(text), Observed(weights={Copy("o/a", OLD, Role.ADAPTER): failed}))
     assert [held.reason for held in plan.held] == ["it is gated"]

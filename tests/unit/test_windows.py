@@ -5,6 +5,7 @@ import functools
 import random
 import subprocess
 import sys
+import time
 import timeit
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -409,7 +410,7 @@ def stepped(schedule: Schedule, monday: datetime) -> dict[float, bool]:
     return {moment: state for moment, state in found.items() if moment >= monday.timestamp()}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(SCHEDULES, st.sampled_from(WEEKS), st.integers(0, 99))
 def test_it_agrees_with_going_from_minute_to_minute(schedule: Schedule, monday: datetime, seed: int) -> None:
     truth = stepped(schedule, monday)
@@ -418,7 +419,7 @@ def test_it_agrees_with_going_from_minute_to_minute(schedule: Schedule, monday: 
         assert known is not None
         assert known.open is state, datetime.fromtimestamp(moment, UTC)
     # A clock that jumps about, within the minutes too.
-    for moment in random.Random(seed).sample(list(truth), 200):
+    for moment in random.Random(seed).sample(list(truth), 40):
         found = window([schedule], moment + 59.9)
         assert found.open is truth[moment]
         left = found.closes_in if found.open else found.opens_in
@@ -456,16 +457,20 @@ def test_a_turn_of_a_thousand_models_costs_milliseconds() -> None:
     now = at("2026-08-03T23:45")
     for each in schedules:
         window_of(each, now)
-    turn = min(timeit.repeat(lambda: [window_of(each, now) for each in schedules], number=1, repeat=5))
+    turn = min(
+        timeit.repeat(
+            lambda: [window_of(each, now) for each in schedules], repeat=5, number=1, timer=time.process_time
+        )
+    )
     assert turn < 0.02, turn  # measured: 1.5 ms
 
 
 def test_rare_times_are_found_in_bounded_time() -> None:
     rare = [Schedule(start="0 8 29 2 *", end="* * 29,30 2,4 *"), Schedule(start="0 8 31 12 *", end="* * * 1 *")]
-    began = timeit.default_timer()
+    began = time.process_time()
     for year in range(1970, 2110, 7):
-        window(rare, datetime(year, 3, 1, tzinfo=UTC).timestamp())
-    assert timeit.default_timer() - began < 2, "measured: 0.05 s"
+        window_of(rare, datetime(year, 3, 1, tzinfo=UTC).timestamp())
+    assert time.process_time() - began < 2  # measured: 0.26 s
 
 
 def test_reading_a_schedule_does_not_import_the_scheduler() -> None:

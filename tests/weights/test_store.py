@@ -433,8 +433,9 @@ async def test_other_commands_see_what_the_running_reconciler_downloads(kit: Kit
     closed = Copy("org/closed", kit.hub.repo("org/closed", FILES, gated=True))
     kit.hub.fault(Slow(500_000), path="*.safetensors", times=None)
     store = kit.store()
-    loop: Any = None  # Only the other route needs one.
-    server = asyncio.create_task(serve_unix(control_app(loop, store), tmp_path / CONTROL_SOCKET))
+    loop: Any = None  # Only the other routes need these.
+    by_hand: Any = None
+    server = asyncio.create_task(serve_unix(control_app(loop, store, by_hand), tmp_path / CONTROL_SOCKET))
     fetch(store, {kit.copy: "main"})
     await until(lambda: (tmp_path / CONTROL_SOCKET).exists() and store.under_way()[kit.copy].done > 100_000)
     fetch(store, {kit.copy: "main", closed: "main"})
