@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from reconciler.core.application import demand_of, with_in_place
 from reconciler.core.diff import in_place_changes
+from reconciler.core.overrides import Kind
 from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Resting
 from reconciler.core.room import Place, find_place
 from reconciler.core.spec import parse_duration
@@ -56,7 +57,9 @@ def rest(turn: Turn, target: Target, want: Want) -> None:
     if failure is not None:
         held = _held_failed(turn, target, failure, [])
         waits = turn.observed.now < failure.retry_at
-        turn.held.append(replace(held, retry_at=held.retry_at if waits else None, on_request=not waits))
+        turn.held.append(
+            replace(held, retry_at=held.retry_at if waits else None, on_request=want.on_request and not waits)
+        )
         return
     if target.waits:
         turn.step(Do.AWAIT, target.model, target.application, target.waits)
@@ -272,6 +275,9 @@ def why_not(turn: Turn, target: Target) -> Held | None:
 
 def _may_retry(turn: Turn, target: Target, failure: Failure, live: list[Application]) -> bool:
     if turn.options.retry_failed and failure.at < turn.options.asked_at:
+        return True
+    override = turn.observed.overrides.get(target.model)
+    if override is not None and override.kind is Kind.LOAD and failure.at < override.since:
         return True
     if not live and _way_back(turn, target.model) is not None:
         return False  # The version that made way comes back first.

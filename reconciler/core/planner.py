@@ -97,7 +97,8 @@ def _plan_declared(turn: Turn, target: Target) -> None:
 
 
 def _plan_unload(turn: Turn, target: Target, want: Want) -> None:
-    routed, why = turn.routed(target.model), turn.sent_away.get(target.model, want.why)
+    rests = want.wish is Wish.REST
+    routed, why = turn.routed(target.model), want.why if rests else turn.sent_away[target.model]
     turn.resting.append(Resting(target.model, why, target.file, on_request=want.on_request))
     turn.changes.append(
         Change(

@@ -59,7 +59,8 @@ def _by_hand(turn: Turn, target: Target) -> Want | None:
         on_request = override.until is None and policy is not Policy.MANUAL
         return Want(Wish.REST, why, on_request=on_request, asked=True)
     stays = override.kind is Kind.PIN or override.until is not None or policy is not Policy.ON_DEMAND
-    return Want(Wish.UP, why, pinned=stays, since=since, asked=True)
+    pinned = stays or _by_schedule(turn, target) is not None
+    return Want(Wish.UP, why, pinned=pinned, since=since, asked=True)
 
 
 def _pinned(turn: Turn, target: Target) -> Want | None:
