@@ -35,8 +35,10 @@ class FieldChange:
     effect: Effect
 
 
-def effect_of(path: str) -> Effect:
-    """The effect of changing the model file's field at `path` (dotted)."""
+def effect_of(path: str, old: object = None, new: object = None) -> Effect:
+    """The effect of changing the model file's field at `path` (dotted) from `old` to `new`."""
+    if path == "lifecycle.sleep_after" and (old is None) != (new is None):
+        return Effect.NEW_ENGINE  # Only an engine that was started so can sleep.
     if _within(path, _FRONT_DOOR):
         return Effect.FRONT_DOOR
     if _within(path, _IN_PLACE):
@@ -47,7 +49,8 @@ def effect_of(path: str) -> Effect:
 def field_changes(old: Json, new: Json) -> tuple[FieldChange, ...]:
     """The changed fields between two model files (defaults filled in), sorted by path."""
     return tuple(
-        FieldChange(path, before, after, effect_of(path)) for path, before, after in _differences(old, new)
+        FieldChange(path, before, after, effect_of(path, before, after))
+        for path, before, after in _differences(old, new)
     )
 
 

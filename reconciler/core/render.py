@@ -217,6 +217,7 @@ def _engine_kwargs(spec: ModelSpec, platform: Platform) -> Json:
         "dtype": _chosen(engine.dtype),
         "kv_cache_dtype": _chosen(engine.kv_cache_dtype),
         "quantization": engine.quantization,
+        "enable_sleep_mode": True if spec.lifecycle.sleep_after is not None and not on_cpu else None,
         "runner": None if spec.task in (Task.GENERATE, Task.TRANSCRIBE) else "pooling",
         "tensor_parallel_size": _chosen(spec.resources.tensor_parallel),
         "pipeline_parallel_size": _chosen(spec.resources.pipeline_parallel),

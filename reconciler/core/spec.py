@@ -325,6 +325,9 @@ class Lifecycle(_Section):
     """pinned: always up; on_demand: up when asked for, unloaded when idle; manual: only by hand."""
     idle_timeout: Duration = "30m"
     """How long after its last request an on_demand model stays."""
+    sleep_after: Duration | None = None
+    """On GPUs: how long after its last request the model goes to sleep, its weights in main memory and its GPU
+    memory given back; a request wakes it in seconds. It keeps its place in Ray. Absent: it does not sleep."""
     min_stay: Duration = "1m"
     """How long a model stays at least once it is up."""
     load_timeout: Duration = "30m"

@@ -123,11 +123,12 @@ def test_the_digest_depends_on_every_engine_field_and_on_no_other(path: str, val
     after = compiled(**document)
     assert after.fields != before.fields
     digests = [target.application.rpartition("-")[2] for target in (before, after)]
-    assert (digests[0] != digests[1]) == (effect_of(path) is Effect.NEW_ENGINE)
+    effect = effect_of(path, value, place[last])
+    assert (digests[0] != digests[1]) == (effect is Effect.NEW_ENGINE)
     changed_in_place = before.in_place != after.in_place
-    if effect_of(path) is Effect.IN_PLACE:
+    if effect is Effect.IN_PLACE:
         assert changed_in_place
-    if effect_of(path) is Effect.FRONT_DOOR:
+    if effect is Effect.FRONT_DOOR:
         assert before.config == after.config
 
 

@@ -258,6 +258,9 @@ def test_a_week_at_the_office(now: str, expected: Window) -> None:
         ("0 8 * * 1", "0 8 * * *", "2026-08-03T08:00", "open until Tue 08:00 Europe/Berlin"),
         ("* * * 1-11 *", "* * * * *", "2026-08-03T08:00", "open until 2026-12-01 00:00 Europe/Berlin"),
         # Rare, near and far.
+        ("0 8 9 * *", "0 9 9 * *", "2026-08-03T09:00", "opens Sun 08:00 Europe/Berlin"),
+        ("0 8 10 * *", "0 9 10 * *", "2026-08-03T08:00", "opens 2026-08-10 08:00 Europe/Berlin"),
+        ("0 8 1 1 *", "0 8 31 12 *", "2026-08-03T08:00", "open until 2026-12-31 08:00 Europe/Berlin"),
         ("0 8 1 * *", "0 9 1 * *", "2026-08-03T08:00", "opens 2026-09-01 08:00 Europe/Berlin"),
         ("0 8 29 2 *", "0 9 1 3 *", "2026-08-03T08:00", "opens 2028-02-29 08:00 Europe/Berlin"),
         ("0 8 29 2 *", "0 8 29 2,3 *", "2026-03-01T08:00", "opens 2028-02-29 08:00 Europe/Berlin"),

@@ -1,0 +1,428 @@
+"""What happens around a sleep and a wake: the checks, who sleeps, and who never does again. Runs beside the loop.
+
+    planner -> act -> `Sleeping` -> ray_serve.engine_calls -> engines
+                          `- asks the fixed prompt, counts freed memory -> asleep.json, properties -> next turn
+
+Whoever is in `failed` may not have traffic again: its engine may sleep, or be broken. The loop removes such versions.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiohttp
+import pynvml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from reconciler.core.sleep import (
+    Demotion,
+    Footprint,
+    answer_in,
+    engine_processes,
+    fixed_prompt,
+    not_freed,
+    other_answer,
+    still_meant,
+)
+from reconciler.core.state import Json
+from reconciler.host.files import write_atomic
+from reconciler.host.log import get_logger
+from reconciler.ray_serve.engine_calls import EngineCalls, EngineRefusedError
+
+log = get_logger()
+
+FILE = "asleep.json"
+_LARGEST = 16 * 2**20
+_SETTLE_SECONDS = 5.0
+"""How long freed memory may take to show in the driver's accounts of processes."""
+_SETTLE_PAUSE_SECONDS = 0.25
+_DRIVER_SECONDS = 10.0
+_ANCESTORS = 64
+_OK = 200
+
+
+class CheckFailedError(Exception):
+    """A version did not stand a check; the text says which."""
+
+
+class NoAnswerError(Exception):
+    """A version did not answer the fixed prompt; the text says what it said instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slept:
+    """A version that sleeps, or has slept.
+
+    Attributes:
+        model: Its model.
+        application: The version.
+        answer: What it answered to the fixed prompt before it first slept.
+        main_memory: Bytes of main memory that its weights have taken and keep until it is gone.
+        since: Seconds since the epoch when it was sent to sleep; None while it is awake.
+    """
+
+    model: str
+    application: str
+    answer: str
+    main_memory: Annotated[int, Field(ge=0)]
+    since: Annotated[float, Field(allow_inf_nan=False)] | None
+
+
+def _nobody() -> None:
+    """Whom to wake before the loop is there."""
+
+
+class Sleeping:
+    """The sleepers of one state directory.
+
+    Args:
+        folder: The state directory. Read here; written before every sleep and after every change.
+        calls: What engines are told through.
+        ask: Asks an application (first argument) of a model (second) the fixed prompt and gives its answer.
+        held: Bytes that an application's processes hold on GPUs now; None where nobody can tell.
+        wall_clock: Seconds since the epoch.
+        wake: Called when something ended, so that the loop takes its next turn at once.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        calls: EngineCalls,
+        ask: Callable[[str, str], Awaitable[str]],
+        held: Callable[[str], Awaitable[int | None]],
+        *,
+        wall_clock: Callable[[], float] = time.time,
+        wake: Callable[[], None] = _nobody,
+    ) -> None:
+        self._file = folder / FILE
+        self._calls = calls
+        self._ask = ask
+        self._held = held
+        self._wall_clock = wall_clock
+        self._wake = wake
+        self._slept, self._demotions = _read(self._file)
+        self._going: dict[str, asyncio.Task[None]] = {}
+        self._waking: dict[str, asyncio.Task[None]] = {}
+        # One that failed a check and is still there was about to be removed.
+        self._failed = {name: each.reason for name, each in self._demotions.items() if name in self._slept}
+
+    # --- what the loop sees -------------------------------------------------------------------------------
+
+    @property
+    def asleep(self) -> frozenset[str]:
+        """Applications that sleep. After a restart, also those that were on the way: waking an engine that is
+        awake does nothing, and its answer is checked in either case."""
+        return frozenset(self.asleep_since) - self._going.keys() - self._waking.keys() - self._failed.keys()
+
+    @property
+    def asleep_since(self) -> dict[str, float]:
+        """Seconds since the epoch when each application was sent to sleep that may be asleep."""
+        return {name: each.since for name, each in self._slept.items() if each.since is not None}
+
+    @property
+    def going_to_sleep(self) -> frozenset[str]:
+        """Applications that are being put to sleep."""
+        return frozenset(self._going)
+
+    @property
+    def waking(self) -> frozenset[str]:
+        """Applications that are being woken."""
+        return frozenset(self._waking)
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Why an application must be removed, and never have traffic again."""
+        return dict(self._failed)
+
+    @property
+    def demoted(self) -> dict[str, str]:
+        """Why an application is unloaded rather than put to sleep."""
+        return {name: each.reason for name, each in self._demotions.items()}
+
+    @property
+    def main_memory(self) -> dict[str, int]:
+        """Bytes of main memory by application that sleeps or has slept: what `may_sleep` counts."""
+        return {name: each.main_memory for name, each in self._slept.items()}
+
+    # --- what the loop does -------------------------------------------------------------------------------
+
+    def sleep(self, model: str, application: str, footprint: Footprint) -> None:
+        """Begin to put a version to sleep, which has no traffic and is drained. Not if it is on its way already."""
+        if self._idle(application) and application not in self.asleep_since:
+            work = self._put_to_sleep(model, application, footprint)
+            self._going[application] = asyncio.create_task(self._see_through(model, application, work))
+
+    def wake(self, application: str) -> None:
+        """Begin to wake a version that sleeps; it is up once it is neither asleep, waking nor failed."""
+        if self._idle(application) and application in self.asleep_since:
+            row = self._slept[application]
+            work = self._wake_up(row)
+            self._waking[application] = asyncio.create_task(self._see_through(row.model, application, work))
+
+    def forget(self, there: Collection[str], wanted: Collection[str]) -> None:
+        """Forget applications that are gone.
+
+        Args:
+            there: Those that Serve has.
+            wanted: Versions that the model files want, there or not: their demotions stay.
+        """
+        slept = {name: each for name, each in self._slept.items() if name in there}
+        demotions = still_meant(self._demotions, {*there, *wanted})
+        self._failed = {name: why for name, why in self._failed.items() if name in there}
+        if (slept, demotions) != (self._slept, self._demotions):
+            self._slept, self._demotions = slept, demotions
+            self._try_to_save()
+
+    async def close(self) -> None:
+        """Give up what is under way; the next start takes up who may be asleep."""
+        tasks = [*self._going.values(), *self._waking.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- beside the loop ----------------------------------------------------------------------------------
+
+    def _idle(self, application: str) -> bool:
+        return application not in self._going.keys() | self._waking.keys() | self._failed.keys()
+
+    async def _see_through(self, model: str, application: str, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except (CheckFailedError, EngineRefusedError) as error:
+            self._failed[application] = str(error)
+            self._demotions[application] = Demotion(model, application, str(error))
+            self._try_to_save()
+            log.warning("model.sleep_demoted", model=model, application=application, reason=str(error))
+        except Exception as error:  # noqa: BLE001 -- whatever it is: nobody knows what became of the engine
+            self._failed[application] = str(error) or repr(error)
+            log.warning("model.sleep_failed", model=model, application=application, reason=str(error) or repr(error))
+        finally:
+            self._going.pop(application, None)
+            self._waking.pop(application, None)
+            self._wake()
+
+    async def _put_to_sleep(self, model: str, application: str, footprint: Footprint) -> None:
+        began = time.monotonic()
+        known = self._slept.get(application)
+        answer = known.answer if known is not None else await self._ask(application, model)
+        before = await self._held(application)
+        # First on disk: whoever starts after a crash must not take it for one that is awake.
+        self._slept[application] = Slept(model, application, answer, footprint.main_memory, self._wall_clock())
+        self._save()
+        await self._calls.sleep(application)
+        after = await self._held_asleep(application, before, footprint)
+        if reason := not_freed(before, after, footprint):
+            raise CheckFailedError(reason)
+        freed = None if before is None or after is None else before - after
+        seconds = round(time.monotonic() - began, 1)
+        log.info("model.asleep", model=model, application=application, freed=freed, seconds=seconds)
+
+    async def _held_asleep(self, application: str, before: int | None, footprint: Footprint) -> int | None:
+        until = time.monotonic() + _SETTLE_SECONDS
+        while True:
+            after = await self._held(application)
+            if not not_freed(before, after, footprint) or time.monotonic() > until:
+                return after
+            await asyncio.sleep(_SETTLE_PAUSE_SECONDS)
+
+    async def _wake_up(self, row: Slept) -> None:
+        began = time.monotonic()
+        await self._calls.wake(row.application)
+        try:
+            answer = await self._ask(row.application, row.model)
+        except NoAnswerError as error:
+            raise CheckFailedError(f"awake again it does not answer the fixed prompt: {error}") from error
+        if reason := other_answer(row.answer, answer):
+            raise CheckFailedError(reason)
+        self._slept[row.application] = dataclasses.replace(row, since=None)
+        self._try_to_save()
+        seconds = round(time.monotonic() - began, 1)
+        log.info("model.awake", model=row.model, application=row.application, seconds=seconds)
+
+    def _try_to_save(self) -> None:
+        try:
+            self._save()
+        except OSError as error:
+            # What it costs: after a restart one that is awake is woken again, or one that was demoted is tried again.
+            log.warning("sleep.unsaved", file=str(self._file), reason=str(error))
+
+    def _save(self) -> None:
+        rows = {
+            "slept": [dataclasses.asdict(each) for each in self._slept.values()],
+            "demoted": [dataclasses.asdict(each) for each in self._demotions.values()],
+        }
+        write_atomic(self._file, json.dumps(rows, indent=1, sort_keys=True) + "\n")
+
+
+def _read(file: Path) -> tuple[dict[str, Slept], dict[str, Demotion]]:
+    # Damaged, it costs a probe that is not answered, and a load.
+    slept: dict[str, Slept] = {}
+    demoted: dict[str, Demotion] = {}
+    try:
+        with file.open(encoding="utf-8") as opened:
+            found = json.loads(opened.read(_LARGEST))
+    except (OSError, ValueError, RecursionError):
+        return slept, demoted
+    lists = found if isinstance(found, dict) else {}
+    for row in _list(lists.get("slept")):
+        with contextlib.suppress(ValidationError):
+            each = TypeAdapter(Slept).validate_python(row)
+            slept[each.application] = each
+    for row in _list(lists.get("demoted")):
+        with contextlib.suppress(ValidationError):
+            demotion = TypeAdapter(Demotion).validate_python(row)
+            demoted[demotion.application] = demotion
+    return slept, demoted
+
+
+def _list(value: Any) -> list[Any]:  # noqa: ANN401 -- as JSON has it
+    return value if isinstance(value, list) else []
+
+
+# --- the fixed prompt ---------------------------------------------------------------------------------------
+
+
+async def ask_fixed(base_url: str, model: str, task: str, *, patience: float = 60.0) -> str:
+    """What a version answers to the fixed prompt, in a form that can be compared.
+
+    Args:
+        base_url: The application's own route at Serve's HTTP proxy.
+        model: The model's name.
+        task: What the model does, a `Task` value.
+        patience: Seconds to wait.
+
+    Raises:
+        NoAnswerError: It did not answer, or there is nothing to ask such a model.
+    """
+    request = fixed_prompt(model, task)
+    if request is None:
+        raise NoAnswerError(f"there is no fixed prompt for the task {task}")
+    path, body = request
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=patience)) as session,
+            session.post(base_url + path, json=body) as answer,
+        ):
+            text = await answer.text(errors="replace")
+            said = answer_in(json.loads(text)) if answer.status == _OK else ""
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError) as error:
+        raise NoAnswerError(str(error) or type(error).__name__) from error
+    if not said:
+        raise NoAnswerError(f"HTTP {answer.status}: {' '.join(text.split())[:300]}")
+    return said
+
+
+# --- freed memory -------------------------------------------------------------------------------------------
+
+
+class EngineMemory:
+    """The memory on GPUs that an application's processes hold, as this machine's driver counts it.
+
+    Args:
+        actors: The actors that are alive, as Ray's state API describes them in detail.
+        by_process: Bytes on all GPUs of this machine by process number; may hang.
+        proc: Where the kernel tells of processes.
+    """
+
+    def __init__(
+        self,
+        actors: Callable[[], Awaitable[list[Json]]],
+        *,
+        by_process: Callable[[], Mapping[int, int]] | None = None,
+        proc: Path = Path("/proc"),
+    ) -> None:
+        self._actors = actors
+        self._by_process = by_process or gpu_memory_by_process
+        self._proc = proc
+
+    async def held(self, application: str) -> int | None:
+        """Bytes of an application's replicas, their engines' workers, and what those started.
+
+        None where nobody can tell: some of them are on another machine, or the driver does not answer, or knows
+        none of them (in a container), or does not say how much each has.
+        """
+        nodes = engine_processes(await self._actors(), application)
+        processes = {pid for pids in nodes.values() for pid in pids}
+        if not all(self._is_here(pid, node) for node, pids in nodes.items() for pid in pids):
+            return None
+        found = await _in_a_thread(self._by_process, _DRIVER_SECONDS)
+        return sum(size for pid, size in (found or {}).items() if processes & {pid, *self._ancestors(pid)}) or None
+
+    def _is_here(self, pid: int, node: str) -> bool:
+        # Workers are children of their raylet, which says on its command line which node it is.
+        parent = next(self._ancestors(pid), 0)
+        with contextlib.suppress(OSError):
+            return f"--node_id={node}".encode() in (self._proc / str(parent) / "cmdline").read_bytes().split(b"\0")
+        return False
+
+    def _ancestors(self, pid: int) -> Iterator[int]:
+        for _ in range(_ANCESTORS):
+            try:
+                # "1234 (name) S 1 ...", and a name may itself hold spaces and brackets.
+                stat = (self._proc / str(pid) / "stat").read_text(errors="replace")
+                pid = int(stat.rpartition(")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                return
+            yield pid
+
+
+def gpu_memory_by_process() -> dict[int, int]:
+    """Bytes on all GPUs of this machine by process number; those of whom the driver does not say count 0.
+
+    Raises:
+        pynvml.NVMLError: There is no driver, or it is in trouble. It may also never come back.
+    """
+    found: dict[int, int] = {}
+    pynvml.nvmlInit()
+    try:
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            for handle in _handles(pynvml.nvmlDeviceGetHandleByIndex(index)):
+                for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+                    found[process.pid] = found.get(process.pid, 0) + (process.usedGpuMemory or 0)
+    finally:
+        # It counts its users; `host.nvml` is another.
+        pynvml.nvmlShutdown()
+    return found
+
+
+def _handles(gpu: Any) -> Iterator[Any]:  # noqa: ANN401 -- NVML's handle
+    """A GPU's own, or those of its instances where MIG is on."""
+    try:
+        divided = pynvml.nvmlDeviceGetMigMode(gpu)[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+    except pynvml.NVMLError_NotSupported:
+        divided = False
+    if not divided:
+        yield gpu
+        return
+    for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
+        with contextlib.suppress(pynvml.NVMLError_NotFound):
+            yield pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, number)
+
+
+async def _in_a_thread(read: Callable[[], Mapping[int, int]], seconds: float) -> Mapping[int, int] | None:
+    """What a read gives that may hang for ever: then, as when it fails, nothing. Such a thread keeps no process up."""
+    loop, answer = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+    def give(found: Mapping[int, int] | None) -> None:
+        if not answer.done():
+            answer.set_result(found)
+
+    def work() -> None:
+        found = None
+        with contextlib.suppress(pynvml.NVMLError):
+            found = read()
+        with contextlib.suppress(RuntimeError):  # The loop is closed; nobody waits any more.
+            loop.call_soon_threadsafe(give, found)
+
+    threading.Thread(target=work, name="nvml-processes", daemon=True).start()
+    try:
+        return await asyncio.wait_for(answer, seconds)
+    except TimeoutError:
+        return None
