@@ -47,8 +47,7 @@ async def gcs_address(serve: ServeClient) -> str:
     try:
         for node in await serve.nodes():
             detail = await serve.node_details(str(node["node_id"]))
-            words = (detail.get("raylet") or {}).get("cmdline") or detail.get("cmdline") or []
-            for word in map(str, words):
+            for word in map(str, detail.get("cmdline") or []):
                 if word.startswith(_FLAG):
                     return word.removeprefix(_FLAG)
     except ServeUnreachableError as error:

@@ -1,10 +1,11 @@
-"""Requests as clients send them, and what became of each: one, a herd, a round robin."""
+"""Requests as clients send them, and what became of each of them: one, a herd at once, a round robin."""
 
 import asyncio
+import contextlib
+import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,9 @@ import aiohttp
 import openai
 
 ANSWER_SECONDS = 1200.0
-"""How long an answer may take before the client gives up, which is a failure: a test's machine may be busy."""
+"""How long an answer may take before the client gives up, which is a failure: the machine may be a busy one."""
+PAUSE_SECONDS = 1.0
+"""Between two requests of a round robin: two cores load models meanwhile. Constant traffic, not saturation."""
 
 
 @dataclass
@@ -20,22 +23,22 @@ class Answer:
     """One request, and what has become of it so far.
 
     Attributes:
-        model: What was asked for.
-        wanted: Tokens that were asked for, no more and no fewer.
-        began: When it was sent, in seconds of a clock that nothing sets.
+        model: What is asked for.
+        wanted: Tokens that are asked for, no more and no fewer.
+        began: When it was sent, by a clock that nothing sets; 0.0 before.
         ended: When its last byte came; 0.0 before.
         status: The HTTP status; 0 before there is one.
         chunks: Pieces of text that came.
         tokens: Tokens that the answer says it has.
         finish: Why the model stopped.
-        complete: A stream had its `[DONE]`, a body its end.
+        complete: The answer came to its end: a stream to its `[DONE]`.
         comments: The comments of its stream, in order.
         error: What the server said, or what broke.
     """
 
     model: str
     wanted: int
-    began: float = field(default_factory=time.monotonic)
+    began: float = 0.0
     ended: float = 0.0
     status: int = 0
     chunks: int = 0
@@ -48,110 +51,103 @@ class Answer:
     @property
     def is_full(self) -> bool:
         """Every token came, and the end."""
-        return (
-            self.status == 200
-            and self.complete
-            and not self.error
-            and (self.finish, self.tokens) == ("length", self.wanted)
-        )
+        whole = self.complete and self.finish == "length" and self.tokens == self.wanted
+        return self.status == 200 and whole and not self.error
 
     @property
     def seconds(self) -> float:
         """How long it took."""
         return self.ended - self.began
 
-    def __str__(self) -> str:
-        words = f"{self.model}: status {self.status}, {self.tokens} of {self.wanted} tokens, finish {self.finish}"
-        return f"{words}, complete {self.complete}, {self.seconds:.1f} s, {self.error or 'no error'}"
+
+def failures(answers: Sequence[Answer]) -> list[str]:
+    """Those that were not answered in full, in words."""
+    return [str(answer) for answer in answers if not answer.is_full]
 
 
-def body(model: str, tokens: int, *, stream: bool) -> dict[str, Any]:
-    """A chat request whose answer has exactly `tokens` tokens."""
-    asked: dict[str, Any] = {
-        "model": model,
+async def ask(url: str, answer: Answer, *, stream: bool, session: aiohttp.ClientSession | None = None) -> Answer:
+    """Send one request, and read what comes into `answer` as it comes; nothing is raised.
+
+    Args:
+        url: The front door.
+        answer: What to ask for.
+        stream: Ask for a stream.
+        session: The client; None for one of its own.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        client = session or await stack.enter_async_context(aiohttp.ClientSession())
+        answer.began = time.monotonic()
+        try:
+            await _read(client, f"{url}/chat/completions", answer, stream=stream)
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            answer.error = answer.error or repr(error)
+        answer.ended = time.monotonic()
+    return answer
+
+
+async def ask_all(url: str, answers: Sequence[Answer], *, streams: int) -> None:
+    """Send all at once, each on a connection of its own, `streams` of them as streams; wait for every answer."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        await asyncio.gather(
+            *(ask(url, answer, stream=number < streams, session=session) for number, answer in enumerate(answers))
+        )
+
+
+async def status_of(url: str, model: str) -> tuple[str, str]:
+    """What `/v1/models` says of a model: its state, and the reason."""
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/models/{model}") as response:
+        status = (await response.json())["status"]
+    return status["value"], status["reason"]
+
+
+async def order(url: str, verb: str, model: str) -> Any:
+    """`POST /models/load` or `unload`, as Open WebUI sends it; gives the answer."""
+    door = f"{url.removesuffix('/v1')}/models/{verb}"
+    async with aiohttp.ClientSession() as session, session.post(door, json={"model": model}) as response:
+        return await response.json()
+
+
+async def _read(client: aiohttp.ClientSession, url: str, answer: Answer, *, stream: bool) -> None:
+    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+    async with client.post(url, json=_body(answer, stream=stream), timeout=timeout) as response:
+        answer.status = response.status
+        if response.content_type != "text/event-stream":
+            _take(answer, await response.json(content_type=None))
+            answer.complete = not stream
+            return
+        async for raw in response.content:
+            line = raw.decode().strip()
+            if line.startswith(":"):
+                answer.comments.append(line[1:].strip())
+            elif line == "data: [DONE]":
+                answer.complete = True
+            elif line:
+                _take(answer, json.loads(line.removeprefix("data: ")))
+
+
+def _body(answer: Answer, *, stream: bool) -> dict[str, Any]:
+    asked = {
+        "model": answer.model,
         "messages": [{"role": "user", "content": "Hello"}],
-        "max_tokens": tokens,
+        "max_tokens": answer.wanted,
         "ignore_eos": True,
     }
     return asked | ({"stream": True, "stream_options": {"include_usage": True}} if stream else {})
 
 
-async def ask(
-    session: aiohttp.ClientSession, url: str, answer: Answer, *, stream: bool, wait: float | None = None
-) -> Answer:
-    """Send one request and read its answer to the end; nothing is raised, `answer` says it all, meanwhile too.
-
-    Args:
-        session: The client.
-        url: The front door.
-        answer: What to ask for.
-        stream: Ask for a stream.
-        wait: How long the client says that it waits.
-    """
-    answer.began = time.monotonic()
-    try:
-        async with session.post(
-            f"{url}/chat/completions",
-            json=body(answer.model, answer.wanted, stream=stream),
-            headers={} if wait is None else {"Prefer": f"wait={wait:.0f}"},
-            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
-        ) as response:
-            answer.status = response.status
-            if stream and response.content_type == "text/event-stream":
-                async for line in response.content:
-                    _read_line(answer, line.decode().strip())
-            else:
-                _read_body(answer, await response.json(content_type=None))
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-        answer.error = answer.error or repr(error)
-    answer.ended = time.monotonic()
-    return answer
-
-
-async def ask_all(url: str, answers: Sequence[Answer], *, streams: int) -> None:
-    """Send all requests at once, the first `streams` of them as streams, and wait for every answer."""
-    async with herd_session() as session:
-        await asyncio.gather(
-            *(ask(session, url, answer, stream=number < streams) for number, answer in enumerate(answers))
-        )
-
-
-def herd_session() -> aiohttp.ClientSession:
-    """A client with as many connections as requests."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-
-
-async def card(url: str, model: str) -> dict[str, Any]:
-    """The model's line of `/v1/models`."""
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/models") as response:
-        listed = await response.json()
-    found: dict[str, Any] = next(each for each in listed["data"] if each["id"] == model)
-    return found
-
-
-def _read_line(answer: Answer, line: str) -> None:
-    if line.startswith(":"):
-        answer.comments.append(line[1:].strip())
-    elif line == "data: [DONE]":
-        answer.complete = True
-    elif line.startswith("data: "):
-        _read_body(answer, json.loads(line.removeprefix("data: ")), chunk=True)
-
-
-def _read_body(answer: Answer, document: dict[str, Any], *, chunk: bool = False) -> None:
-    if "error" in document:
-        error = document["error"]
-        answer.error = f"{error.get('code')}: {error.get('message')}"
+def _take(answer: Answer, document: dict[str, Any]) -> None:
+    if (error := document.get("error")) is not None:
+        answer.error = f"{error['code']}: {error['message']}"
         return
     for choice in document["choices"]:
         answer.chunks += 1
         answer.finish = choice["finish_reason"] or answer.finish
-    answer.tokens = (document.get("usage") or {}).get("completion_tokens", answer.tokens)
-    answer.complete = answer.complete or not chunk
+    if (usage := document.get("usage")) is not None:
+        answer.tokens = usage["completion_tokens"]
 
 
 class RoundRobin:
-    """Clients of the `openai` package, each of which streams from its models in turn, without a pause.
+    """Clients of the `openai` package, each of which streams from its models in turn, without an end.
 
     Args:
         urls: Front doors; each client goes from one to the next.
@@ -162,28 +158,46 @@ class RoundRobin:
     def __init__(self, urls: Sequence[str], clients: Sequence[Sequence[str]], *, tokens: int) -> None:
         self.answers: list[Answer] = []
         self._urls = urls
-        self._clients = clients
         self._tokens = tokens
         self._stop = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
-
-    def start(self) -> None:
-        """Begin."""
-        self._tasks = [asyncio.create_task(self._ask_on(number)) for number in range(len(self._clients))]
+        self._tasks = [asyncio.create_task(self._ask_on(models)) for models in clients]
 
     async def stop(self) -> None:
         """Send no further request, and wait until every one that was sent is answered."""
         self._stop.set()
         await asyncio.gather(*self._tasks)
 
-    async def _ask_on(self, number: int) -> None:
-        models = self._clients[number]
-        async with contextlib_all(self._urls) as doors:
-            for turn in itertools.count(number):
-                answer = Answer(models[turn % len(models)], self._tokens)
-                self.answers.append(answer)
-                await _stream(doors[turn % len(doors)], answer)
-                # Two cores also load models meanwhile: constant traffic, not saturation.
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stop.wait(), 1)
-                    return
+    async def _ask_on(self, models: Sequence[str]) -> None:
+        doors = [openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) for url in self._urls]
+        for door, model in zip(itertools.cycle(doors), itertools.cycle(models), strict=False):
+            answer = Answer(model, self._tokens)
+            self.answers.append(answer)
+            await _stream(door.with_options(timeout=ANSWER_SECONDS), answer)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), PAUSE_SECONDS)
+                break
+        await asyncio.gather(*(door.close() for door in doors))
+
+
+async def _stream(client: openai.AsyncOpenAI, answer: Answer) -> None:
+    answer.began = time.monotonic()
+    try:
+        stream = await client.chat.completions.create(
+            model=answer.model,
+            messages=[{"role": "user", "content": "Hello"}],
+            max_tokens=answer.wanted,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+        answer.status = stream.response.status_code
+        async for chunk in stream:
+            for choice in chunk.choices:
+                answer.chunks += 1
+                answer.finish = choice.finish_reason or answer.finish
+            if chunk.usage is not None:
+                answer.tokens = chunk.usage.completion_tokens
+        answer.complete = True
+    except Exception as error:  # noqa: BLE001 -- whatever it is, it is what the test is about
+        answer.error = repr(error)
+    answer.ended = time.monotonic()

@@ -83,6 +83,7 @@ def other_value(path: str, value: Any) -> Any:
         "lifecycle.policy": "manual",
         "lifecycle.heal": "off",
         "lifecycle.group": "g",
+        "lifecycle.sleep_after": "5m",
         "lifecycle.schedule": [{"start": "0 8 * * 1", "end": "0 9 * * 1"}],
     }
     if path in special:
