@@ -11,8 +11,10 @@ from typing import Any
 import click
 
 from reconciler import __version__
+from reconciler.cli.by_hand_commands import load, pin, unload, unpin
+from reconciler.cli.edge_commands import edge
+from reconciler.cli.options import CONTEXT, merged, shared_options
 
-_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _EPILOG = """\b
 Exit codes:
   0  nothing to do, or done
@@ -39,24 +41,8 @@ Settings come from options, RECONCILE_* variables or reconcile.toml; see docs/se
 """
 
 
-def _shared_options(function: Any) -> Any:  # noqa: ANN401 -- click's decorators are untyped in effect
-    for option in (
-        click.option(
-            "--state-dir", type=click.Path(path_type=Path), help="The reconciler's own files (.reconcile)."
-        ),
-        click.option(
-            "--models-dir", type=click.Path(path_type=Path), help="Folder of the model files (models.d)."
-        ),
-        click.option(
-            "--output", type=click.Choice(["text", "json"]), default="text", help="For people or machines."
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-@click.group(invoke_without_command=True, context_settings=_CONTEXT, epilog=_EPILOG)
-@_shared_options
+@click.group(invoke_without_command=True, context_settings=CONTEXT, epilog=_EPILOG)
+@shared_options
 @click.option("--watch", is_flag=True, help="Stay and keep the cluster as the files want it.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")
 @click.option("--detailed-exitcode", is_flag=True, help="With --dry-run: exit 2 where changes are pending.")
@@ -108,8 +94,8 @@ def cli(
     context.exit(code)
 
 
-@cli.command(context_settings=_CONTEXT)
-@_shared_options
+@cli.command(context_settings=CONTEXT)
+@shared_options
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.pass_obj
 def validate(
@@ -126,23 +112,23 @@ def validate(
     """
     from reconciler.cli import files  # noqa: PLC0415
 
-    settings, output = _merged(shared, state_dir, models_dir, output)
+    settings, output = merged(shared, state_dir, models_dir, output)
     sys.exit(files.validate(settings, paths, output=output))
 
 
-@cli.command(context_settings=_CONTEXT)
-@_shared_options
+@cli.command(context_settings=CONTEXT)
+@shared_options
 @click.pass_obj
 def status(shared: dict[str, Any], *, state_dir: Path | None, models_dir: Path | None, output: str) -> None:
     """Show every model: what its file wants, what is up, and the reason where the two differ."""
     from reconciler.cli import inspect  # noqa: PLC0415
 
-    settings, output = _merged(shared, state_dir, models_dir, output)
+    settings, output = merged(shared, state_dir, models_dir, output)
     sys.exit(inspect.status(settings, output=output))
 
 
-@cli.command(context_settings=_CONTEXT)
-@_shared_options
+@cli.command(context_settings=CONTEXT)
+@shared_options
 @click.argument("names", nargs=-1)
 @click.pass_obj
 def render(
@@ -155,12 +141,12 @@ def render(
     """
     from reconciler.cli import files  # noqa: PLC0415
 
-    settings, output = _merged(shared, state_dir, models_dir, output)
+    settings, output = merged(shared, state_dir, models_dir, output)
     sys.exit(files.render(settings, names, output=output))
 
 
 @cli.command(
-    context_settings=_CONTEXT,
+    context_settings=CONTEXT,
     help="""Print the JSON Schema of model files, for editors.
 
     Save it, and put this line on top of each model file:
@@ -176,8 +162,8 @@ def schema() -> None:
     files.schema()
 
 
-@cli.command(context_settings=_CONTEXT)
-@_shared_options
+@cli.command(context_settings=CONTEXT)
+@shared_options
 @click.argument("repo")
 @click.option("--revision", help="Branch, tag or commit (main).")
 @click.option("--name", help="The model's name; the default is made of the repository's.")
@@ -202,13 +188,13 @@ def add(
     """
     from reconciler.cli import add as adding  # noqa: PLC0415
 
-    settings, output = _merged(shared, state_dir, models_dir, output)
+    settings, output = merged(shared, state_dir, models_dir, output)
     code = adding.add(settings, repo, revision=revision, name=name, stdout=to_stdout, force=force, output=output)
     sys.exit(code)
 
 
-@cli.command(context_settings=_CONTEXT)
-@_shared_options
+@cli.command(context_settings=CONTEXT)
+@shared_options
 @click.argument("words", nargs=-1)
 @click.pass_obj
 def catalogue(
@@ -217,12 +203,12 @@ def catalogue(
     """List well-known models, all or those that match, offline; `reconcile add NAME` writes a file for one."""
     from reconciler.cli import add as adding  # noqa: PLC0415
 
-    settings, output = _merged(shared, state_dir, models_dir, output)
+    settings, output = merged(shared, state_dir, models_dir, output)
     sys.exit(adding.catalogue(settings, " ".join(words), output=output))
 
 
-@cli.command(context_settings=_CONTEXT)
-@_shared_options
+@cli.command(context_settings=CONTEXT)
+@shared_options
 @click.argument("names", nargs=-1)
 @click.pass_obj
 def pull(
@@ -235,12 +221,12 @@ def pull(
     """
     from reconciler.cli import pull as pulling  # noqa: PLC0415
 
-    settings, output = _merged(shared, state_dir, models_dir, output)
+    settings, output = merged(shared, state_dir, models_dir, output)
     sys.exit(pulling.pull(settings, names, output=output))
 
 
-@cli.command(context_settings=_CONTEXT)
-@_shared_options
+@cli.command(context_settings=CONTEXT)
+@shared_options
 @click.option("--dry-run", is_flag=True, help="Say what would go, and how much that frees; remove nothing.")
 @click.option("--all", "everything", is_flag=True, help="Also revisions that others fetched into the cache.")
 @click.option("--without-cluster", is_flag=True, help="No Ray runs: do not look at what is in use.")
@@ -263,7 +249,7 @@ def gc(
     """
     from reconciler.cli import gc as collecting  # noqa: PLC0415
 
-    settings, output = _merged(shared, state_dir, models_dir, output)
+    settings, output = merged(shared, state_dir, models_dir, output)
     code = collecting.gc(
         settings,
         dry_run=dry_run,
@@ -275,8 +261,8 @@ def gc(
     sys.exit(code)
 
 
-@cli.command(context_settings=_CONTEXT)
-@_shared_options
+@cli.command(context_settings=CONTEXT)
+@shared_options
 @click.argument("name", required=False)
 @click.option("--model-config", type=click.Path(path_type=Path), help="A config.json, for bare facts.")
 @click.option("--weights-gib", type=float, help="GiB of all weights together, once loaded.")
@@ -318,183 +304,12 @@ def fit(
     from reconciler.cli import fit as fitting  # noqa: PLC0415
     from reconciler.cli.fit_options import FitOptions  # noqa: PLC0415
 
-    settings, output = _merged(shared, state_dir, models_dir, output)
+    settings, output = merged(shared, state_dir, models_dir, output)
     sys.exit(fitting.fit(settings, name, options=FitOptions(**options), output=output))
 
 
-@cli.command(context_settings=_CONTEXT)
-@_shared_options
-@click.argument("name")
-@click.option("--for", "duration", help="Keep it up for that long, idle or not: 90s, 15m, 1h30m, 2d.")
-@click.option("--no-wait", is_flag=True, help="Return at once; the load goes on.")
-@click.pass_obj
-def load(
-    shared: dict[str, Any],
-    *,
-    name: str,
-    duration: str | None,
-    no_wait: bool,
-    state_dir: Path | None,
-    models_dir: Path | None,
-    output: str,
-) -> None:
-    """Bring a model up now, and wait until it answers.
-
-    A model on demand goes again when it has been idle for its time, with --for not before that is over. A manual
-    model stays until `reconcile unload`. Needs a reconciler that runs. Exit 3: it cannot be loaded; the reason is
-    printed.
-    """
-    from reconciler.cli import residency  # noqa: PLC0415
-
-    settings, output = _merged(shared, state_dir, models_dir, output)
-    sys.exit(residency.load(settings, name, duration=duration, wait=not no_wait, output=output))
-
-
-@cli.command(context_settings=_CONTEXT)
-@_shared_options
-@click.argument("name")
-@click.option("--for", "duration", help="Keep it away for that long, asked for or not: 90s, 15m, 1h30m, 2d.")
-@click.option("--no-wait", is_flag=True, help="Return at once; the unload goes on.")
-@click.pass_obj
-def unload(
-    shared: dict[str, Any],
-    *,
-    name: str,
-    duration: str | None,
-    no_wait: bool,
-    state_dir: Path | None,
-    models_dir: Path | None,
-    output: str,
-) -> None:
-    """Take a model down now, and wait until it is gone.
-
-    Requests in flight are finished first. Afterwards a request may load a model on demand again; with --for
-    requests are refused until that is over, or until `reconcile load`. A model that its file pins goes only with
-    --for. Needs a reconciler that runs.
-    """
-    from reconciler.cli import residency  # noqa: PLC0415
-
-    settings, output = _merged(shared, state_dir, models_dir, output)
-    sys.exit(residency.unload(settings, name, duration=duration, wait=not no_wait, output=output))
-
-
-@cli.command(context_settings=_CONTEXT)
-@_shared_options
-@click.argument("name")
-@click.option("--for", "duration", help="For how long: 90s, 15m, 1h30m, 2d. The default is 1h.")
-@click.pass_obj
-def pin(
-    shared: dict[str, Any],
-    *,
-    name: str,
-    duration: str | None,
-    state_dir: Path | None,
-    models_dir: Path | None,
-    output: str,
-) -> None:
-    """Keep a model up for a time, as if its file said `policy: pinned`.
-
-    It is loaded if it is not up, and does not leave to make room. The file is not changed; `reconcile status` and
-    the plan show the difference. `reconcile unpin` ends it earlier. For a model that its file pins and that was
-    unpinned by hand, it ends just that. Needs a reconciler that runs.
-    """
-    from reconciler.cli import residency  # noqa: PLC0415
-
-    settings, output = _merged(shared, state_dir, models_dir, output)
-    sys.exit(residency.pin(settings, name, duration=duration, output=output))
-
-
-@cli.command(context_settings=_CONTEXT)
-@_shared_options
-@click.argument("name")
-@click.option("--for", "duration", help="For how long: 90s, 15m, 1h30m, 2d. The default is 1h.")
-@click.pass_obj
-def unpin(
-    shared: dict[str, Any],
-    *,
-    name: str,
-    duration: str | None,
-    state_dir: Path | None,
-    models_dir: Path | None,
-    output: str,
-) -> None:
-    """End a pin; or let a model that its file pins go when it is idle, for a time.
-
-    For that time a model whose file says `policy: pinned` is treated as one on demand: it leaves when it is idle
-    or to make room, and a request loads it. `reconcile pin` ends it earlier. Needs a reconciler that runs.
-    """
-    from reconciler.cli import residency  # noqa: PLC0415
-
-    settings, output = _merged(shared, state_dir, models_dir, output)
-    sys.exit(residency.unpin(settings, name, duration=duration, output=output))
-
-
-@cli.group(context_settings=_CONTEXT)
-def edge() -> None:
-    """Start, stop or look at the edge (HAProxy), the part of the front door that outlives the reconciler.
-
-    A reconciler that runs starts it again within a second. Further nodes may have edges of their own (follow).
-    """
-
-
-def _edge_command(verb: str, about: str) -> None:
-    @edge.command(verb, context_settings=_CONTEXT, help=about)
-    @_shared_options
-    @click.pass_obj
-    def command(shared: dict[str, Any], *, state_dir: Path | None, models_dir: Path | None, output: str) -> None:
-        from reconciler.cli import edge as edges  # noqa: PLC0415
-
-        settings, output = _merged(shared, state_dir, models_dir, output)
-        sys.exit(edges.edge(settings, verb, output=output))
-
-
-_edge_command("start", "Start the edge, or reload it where its settings changed.")
-_edge_command("stop", "Stop the edge: nothing is answered any more.")
-_edge_command("status", "Say whether the edge runs, and where each model's requests go. Exit 1 where it does not.")
-
-
-@edge.command(context_settings=_CONTEXT)
-@_shared_options
-@click.option("--of", "url", required=True, help="The reconciler's activator, such as http://127.0.0.1:4001.")
-@click.option(
-    "--token",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="A copy of edge-token from the reconciler's state directory.",
-)
-@click.option("--name", help="The edge's name, one of its own; the default is the host's.")
-@click.option("--listen-port", type=int, help="Port of this edge (4000).")
-@click.pass_obj
-def follow(
-    shared: dict[str, Any],
-    *,
-    url: str,
-    token: Path,
-    name: str | None,
-    listen_port: int | None,
-    state_dir: Path | None,
-    models_dir: Path | None,
-    output: str,
-) -> None:
-    """Run an edge on another node, which takes its routes from the reconciler and tells it what is in use.
-
-    Stays until Ctrl-C; the edge itself goes on serving what is loaded. Serve is reached at RECONCILE_SERVE_HOST
-    and RECONCILE_SERVE_PORT, as seen from here.
-    """
-    from reconciler.cli import edge as edges  # noqa: PLC0415
-
-    settings, _ = _merged(shared, state_dir, models_dir, output)
-    sys.exit(edges.follow(settings, url, token, name=name, listen_port=listen_port))
-
-
-def _merged(
-    shared: dict[str, Any], state_dir: Path | None, models_dir: Path | None, output: str
-) -> tuple[Any, str]:
-    """Options may stand before or after the command's name."""
-    from reconciler.cli import common  # noqa: PLC0415
-
-    settings = common.settings_of(state_dir or shared["state_dir"], models_dir or shared["models_dir"])
-    return settings, output if output != "text" else shared["output"]
+for command in (load, unload, pin, unpin, edge):
+    cli.add_command(command)
 
 
 def main() -> None:
