@@ -12,7 +12,7 @@ from reconciler.cli.common import ERROR, OK, configure_log, fail
 from reconciler.cli.run import run_to_end
 from reconciler.cli.show import print_json
 from reconciler.host.settings import Settings
-from reconciler.loop import service
+from reconciler.loop.assemble import find_edge, make_edge
 from reconciler.loop.follow import follow as follow_reconciler
 
 
@@ -36,7 +36,7 @@ async def _follow(settings: Settings, url: str, token: Path, name: str, listen_p
         host, port = activator.hostname or "", activator.port or 80
     except ValueError as error:
         fail(f"{url}: {error}")
-    door = service.make_edge(
+    door = make_edge(
         settings.model_copy(update={"listen_port": listen_port or settings.listen_port}),
         settings.serve_port,
         activator=(host, port),
@@ -49,7 +49,7 @@ async def _follow(settings: Settings, url: str, token: Path, name: str, listen_p
 
 
 async def _edge(settings: Settings, verb: str, output: str) -> int:
-    door = await service.find_edge(settings)
+    door = await find_edge(settings)
     if verb == "start":
         click.echo("started" if await door.ensure_running() else "it runs already")
         return OK

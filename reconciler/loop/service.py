@@ -1,51 +1,28 @@
-"""Put the parts together from the settings, and run them: once, or until told to stop."""
+"""Run a reconciler: look once, converge once, or stay until told to stop."""
 
 import asyncio
 import contextlib
-import functools
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from reconciler.activator.app import Activator
 from reconciler.activator.server import serve, serve_unix
 from reconciler.core.desired import Desired
-from reconciler.core.fitting import Fitter
 from reconciler.core.keep import what_to_keep
 from reconciler.core.state import Application, Observed
 from reconciler.core.turn import Options
 from reconciler.core.weights import Copy, CopyState, Keep
-from reconciler.edge.edge import Edge, EdgeStartError
-from reconciler.edge.options import EdgeOptions
 from reconciler.host.log import get_logger
-from reconciler.host.main_memory import available_bytes
 from reconciler.host.settings import Settings
-from reconciler.host.templates import read_template
-from reconciler.loop.act import Actor
-from reconciler.loop.after_start import AfterStart
-from reconciler.loop.after_stop import AfterStop
+from reconciler.loop.assemble import Parts, assembled
 from reconciler.loop.control import ByHand, control_app
-from reconciler.loop.edges import Edges
-from reconciler.loop.front_door import FrontDoor
-from reconciler.loop.gpus import gpu_observer
-from reconciler.loop.load_times import LoadTimes
-from reconciler.loop.loop import Look, Loop
-from reconciler.loop.measuring import Measuring
+from reconciler.loop.loop import Look
 from reconciler.loop.memory import Memory
-from reconciler.loop.observe import Observer
-from reconciler.loop.overrides import OverrideStore
-from reconciler.loop.rendering import make_renderer, platform_of
-from reconciler.loop.report import Reporter
 from reconciler.loop.running import CONTROL_SOCKET, learn_from_running
-from reconciler.loop.weights import make_facts, make_weights
 from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
 from reconciler.ray_serve.observed import applications
-from reconciler.sources.folder import FolderSource
 from reconciler.sources.watch import watch_folder
-from reconciler.weights.facts import FactsStore
 from reconciler.weights.store import WeightStore
 
 log = get_logger()
@@ -53,140 +30,6 @@ log = get_logger()
 EDGE_CHECK_SECONDS = 1.0
 PATIENCE_SECONDS = 20.0
 """How long one who looks only once waits for the hub, and for the disk."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """A wired reconciler."""
-
-    loop: Loop
-    actor: Actor
-    front_door: FrontDoor
-    reporter: Reporter
-    edge: Edges
-    activator: Activator
-    weights: WeightStore
-    overrides: OverrideStore
-
-
-@contextlib.asynccontextmanager
-async def assembled(
-    settings: Settings,
-    options: Options,
-    *,
-    with_activator: bool = False,
-    read_only: bool = False,
-    ask_hub: bool = True,
-) -> AsyncIterator[Parts]:
-    """A reconciler that is ready to look, and where wanted to act."""
-    memory = Memory(settings.state_dir)
-    overrides, load_times = OverrideStore(settings.state_dir), LoadTimes(settings.state_dir)
-    async with ServeClient(settings.ray_dashboard, settings.ray_token_path) as client:
-        port = await _serve_port(client, settings)
-        serve_url = f"http://{settings.serve_host}:{port}"
-        edge = Edges(make_edge(settings, port), settings.state_dir)
-        activator = Activator(serve_url)
-        weights = make_weights(settings, read_only=read_only, ask_hub=ask_hub)
-        facts = make_facts(settings, read_only=read_only, ask_hub=ask_hub)
-        observer = Observer(
-            client,
-            edge,
-            memory,
-            weights,
-            overrides=overrides,
-            load_times=load_times,
-            activator=activator if with_activator else None,
-            gpus=gpu_observer(settings, client, memory),
-            main_memory=available_bytes if _is_here(settings.ray_dashboard) else None,
-        )
-        source = FolderSource(settings.models_dir)
-        renderer = make_renderer(settings)
-        measuring = Measuring(settings.state_dir, read_only=read_only)
-        fitter = Fitter(renderer, platform_of(settings), measuring)
-        loop = Loop(
-            source,
-            renderer,
-            observer,
-            memory=memory,
-            weights=weights,
-            facts=facts,
-            fitter=fitter,
-            load_times=load_times,
-            overrides=overrides,
-            options=options,
-        )
-        weights.revisions.wake = facts.wake = overrides.wake = activator.wake = loop.wake
-        weights.wake = functools.partial(_after_a_download, facts, loop)
-        actor = Actor(
-            client,
-            edge,
-            memory,
-            serve_url=serve_url,
-            first_put={
-                "proxy_location": "HeadOnly",
-                "http_options": {"host": settings.serve_host, "port": settings.serve_port},
-            },
-            probe_timeout=settings.probe_timeout,
-            weights=weights,
-            after_start=AfterStart(client, measuring, fitter, facts),
-            after_stop=AfterStop(here=_is_here(settings.ray_dashboard)),
-            overrides=overrides,
-            keep_versions=settings.keep_versions,
-            wake=loop.wake,
-        )
-        try:
-            front_door = FrontDoor(edge, activator if with_activator else None)
-            yield Parts(loop, actor, front_door, Reporter(), edge, activator, weights, overrides)
-        finally:
-            await actor.close()
-            await facts.close()
-            await weights.close()
-
-
-def _after_a_download(facts: FactsStore, loop: Loop) -> None:
-    # What the hub would not say is on disk now.
-    facts.forgive()
-    loop.wake()
-
-
-def _is_here(url: str) -> bool:
-    """Ray runs on this machine, so its engines take this machine's memory."""
-    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-
-
-def make_edge(settings: Settings, serve_port: int, *, activator: tuple[str, int] | None = None) -> Edge:
-    """The edge for these settings.
-
-    Args:
-        settings: The operator's.
-        serve_port: Where Serve listens.
-        activator: Host and port of the activator, where it is not on this node.
-
-    Raises:
-        EdgeStartError: The settings or the template make no configuration.
-    """
-    try:
-        options = EdgeOptions(
-            folder=settings.state_dir.absolute() / "edge",
-            listen_host=settings.listen_host,
-            listen_port=settings.listen_port,
-            activator_host=activator[0] if activator is not None else "127.0.0.1",
-            activator_port=activator[1] if activator is not None else settings.activator_port,
-            serve_host=settings.serve_host,
-            serve_port=serve_port,
-        )
-        return Edge(options, read_template("edge.cfg.j2", settings.templates_dir))
-    except ValueError as error:
-        raise EdgeStartError(f"the edge cannot be configured: {error}") from error
-
-
-async def find_edge(settings: Settings) -> Edge:
-    """The edge as the reconciler would run it; where Serve cannot be asked for its port, by the settings."""
-    try:
-        async with ServeClient(settings.ray_dashboard, settings.ray_token_path, timeout=5) as client:
-            return make_edge(settings, await _serve_port(client, settings))
-    except ServeUnreachableError:
-        return make_edge(settings, settings.serve_port)
 
 
 async def look_once(settings: Settings, options: Options, *, ask_hub: bool = True) -> Look:
@@ -315,9 +158,3 @@ async def keep_now(settings: Settings, desired: Desired, *, without_cluster: boo
             running = applications(await client.instance())
     records = Memory(settings.state_dir).records
     return what_to_keep(desired, Observed(applications=running, records=records))
-
-
-async def _serve_port(client: ServeClient, settings: Settings) -> int:
-    """Where Serve's HTTP proxy listens; a Serve that runs already keeps its own port."""
-    options = (await client.instance()).get("http_options") or {}
-    return int(options.get("port") or settings.serve_port)
