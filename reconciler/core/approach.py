@@ -16,6 +16,7 @@ from reconciler.core.application import demand_of, with_in_place
 from reconciler.core.diff import in_place_changes
 from reconciler.core.overrides import Kind
 from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Resting
+from reconciler.core.residency import last_serving
 from reconciler.core.room import Place, find_place
 from reconciler.core.spec import parse_duration
 from reconciler.core.state import Application, Failure, Json, Status, failure_of
@@ -84,6 +85,33 @@ def let_go(turn: Turn, model: str, why: str) -> None:
         turn.retire(turn.live[model], why)
 
 
+def put_to_sleep(turn: Turn, target: Target, why: str) -> str:
+    """Take the traffic from a model, and put it to sleep once it is drained; gives the phase, or nothing."""
+    model, live = target.model, turn.live[target.model]
+    turn.hold(live)
+    routed = turn.routed(model)
+    if routed is not None:
+        turn.step(Do.UNROUTE, model, routed, why)
+        return "no new requests"
+    # What comes up beside it is not needed: a request starts from the file as it is then.
+    sleeper = last_serving(turn, model)
+    assert sleeper is not None
+    turn.retire([app for app in live if app is not sleeper], "its model sleeps")
+    if sleeper.name in turn.observed.broken:
+        turn.drop(sleeper, turn.observed.broken[sleeper.name])
+        turn.keep.pop(sleeper.name, None)
+        return "it cannot sleep"
+    if sleeper.name in turn.observed.asleep:
+        return ""
+    if sleeper.name in turn.observed.turning:
+        turn.step(Do.AWAIT, model, sleeper.name, "goes to sleep")
+    elif turn.is_drained(sleeper):
+        turn.step(Do.SLEEP, model, sleeper.name, why)
+    else:
+        turn.step(Do.DRAIN, model, sleeper.name, "its last requests are answered first")
+    return "goes to sleep"
+
+
 def stay(turn: Turn, model: str) -> None:
     """Keep a model whose file is invalid (or gone, and may not go) where it is."""
     fall_back(turn, model, turn.live.get(model, []))
@@ -104,7 +132,14 @@ def settle(turn: Turn, app: Application, others: list[Application], target: Targ
             turn.step(Do.RECORD, model, app.name)
         return
     _retire_superseded(turn, model, others)
-    if app.name in turn.observed.ready:
+    if app.name in turn.observed.broken:
+        turn.keep.pop(app.name, None)
+        turn.drop(app, turn.observed.broken[app.name])
+    elif app.name in turn.observed.asleep:
+        turn.step(Do.WAKE, model, app.name, "it is asked for")
+    elif app.name in turn.observed.turning:
+        turn.step(Do.AWAIT, model, app.name, "wakes up")
+    elif app.name in turn.observed.ready:
         turn.step(Do.ROUTE, model, app.name, "it answered a real request")
     elif app.status is Status.RUNNING and app.name not in turn.observed.probing:
         turn.step(Do.PROBE, model, app.name, "it is up; a real request decides")

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from reconciler.core.main_memory import PROCESSES
 from reconciler.core.placement import Ledger
 from reconciler.core.plan import GpuUse, Memory
+from reconciler.core.sleep import Footprint
 from reconciler.core.state import Demand
 from reconciler.core.target import Target
 from reconciler.core.turn import Turn
@@ -48,6 +49,15 @@ def memory_of(target: Target) -> Memory | None:
         basis=basis,
         fits_safely=found.fits_safely,
     )
+
+
+def footprint_of(target: Target) -> Footprint | None:
+    """What a version's engines have on GPUs that a sleep moves or drops; None on CPUs, or where nobody knows."""
+    memory = memory_of(target)
+    if memory is None or not memory.gpus:
+        return None
+    ranks = memory.ranks * target.demand.replicas
+    return Footprint(memory.weights * ranks, memory.kv_cache * ranks)
 
 
 def gpus_of(turn: Turn, order: Sequence[Target], removed: Collection[str]) -> tuple[GpuUse, ...]:
@@ -101,6 +111,9 @@ def _afterwards(turn: Turn, order: Sequence[Target], removed: Collection[str]) -
             found |= {app.name: app.demand for app in apps}
     for target in order:
         if turn.wants[target.model].wish is Wish.REST or target.model in turn.sent_away:
+            continue
+        if turn.wants[target.model].wish is Wish.SLEEP:
+            found |= {app.name: app.demand for app in turn.live[target.model]}
             continue
         if target.model not in held and not target.waits:
             found[target.application] = target.demand

@@ -25,6 +25,8 @@ class Action(StrEnum):
     RESTORE = "restore"
     LOAD = "load"
     """A model at rest comes up: it is asked for, by a request, by hand or by its schedule."""
+    SLEEP = "sleep"
+    """It is idle: its weights go to main memory, and its GPU memory is given back."""
     UNLOAD = "unload"
     """It goes, and stays declared: it is idle, makes room, or is sent away by hand."""
     REMOVE = "remove"
@@ -179,6 +181,8 @@ class Do(StrEnum):
     AWAIT = "await"
     DRAIN = "drain"
     END_OVERRIDE = "end override"
+    SLEEP = "sleep"
+    WAKE = "wake"
 
 
 WAITING = frozenset({Do.AWAIT, Do.DRAIN})

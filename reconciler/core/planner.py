@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 
-from reconciler.core.approach import approach, let_go, rest, stay
+from reconciler.core.approach import approach, let_go, put_to_sleep, rest, stay
 from reconciler.core.describe import describe
 from reconciler.core.desired import Desired
 from reconciler.core.memory_plan import gpus_of, memory_of
@@ -24,7 +24,7 @@ from reconciler.core.turn import Options, Turn
 from reconciler.core.waiting_for_weights import downloads_of
 from reconciler.core.want import Want, Wish
 
-_ORDER = (Wish.UP, Wish.STAY, Wish.REST)
+_ORDER = (Wish.UP, Wish.STAY, Wish.SLEEP, Wish.REST)
 
 
 def make_plan(desired: Desired, observed: Observed, options: Options | None = None) -> Plan:
@@ -92,6 +92,8 @@ def _plan_declared(turn: Turn, target: Target) -> None:
         _plan_unload(turn, target, want)
     elif want.wish is Wish.REST:
         _plan_rest(turn, target, want)
+    elif want.wish is Wish.SLEEP:
+        _plan_sleep(turn, target, want)
     else:
         _plan_up(turn, target, want)
 
@@ -111,6 +113,16 @@ def _plan_unload(turn: Turn, target: Target, want: Want) -> None:
         )
     )
     let_go(turn, target.model, why)
+
+
+def _plan_sleep(turn: Turn, target: Target, want: Want) -> None:
+    turn.resting.append(Resting(target.model, want.why, target.file))
+    phase = put_to_sleep(turn, target, want.why)
+    if phase:
+        routed = turn.routed(target.model)
+        turn.changes.append(
+            Change(target.model, Action.SLEEP, want.why, old=routed, phase=phase, file=target.file)
+        )
 
 
 def _plan_rest(turn: Turn, target: Target, want: Want) -> None:

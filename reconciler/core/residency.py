@@ -4,6 +4,7 @@ The first decision of a turn. `room` finds the place for those that are to come 
 Idle times are of a clock that nothing sets, so no change of the wall clock unloads a model.
 """
 
+from reconciler.core.memory_plan import footprint_of
 from reconciler.core.overrides import Kind, in_words
 from reconciler.core.spec import Policy, parse_duration
 from reconciler.core.state import Application, Status
@@ -40,12 +41,13 @@ def finished(turn: Turn, target: Target) -> str:
     return "the load failed" if failure is not None and failure.at > override.since else ""
 
 
-def serving(turn: Turn, model: str) -> Application | None:
+def last_serving(turn: Turn, model: str) -> Application | None:
     """The version that has, or last had, the model's traffic; None where there is none, or it never had any."""
     live = turn.live.get(model, [])
     routed = turn.routed(model)
     up = turn.observed.up_seconds
-    had_traffic = (app for app in live if app.name == routed or app.name in up)
+    slept = turn.observed.asleep | turn.observed.turning
+    had_traffic = (app for app in live if app.name == routed or app.name in up or app.name in slept)
     return min(had_traffic, key=lambda app: (app.name != routed, up.get(app.name, 0.0)), default=None)
 
 
@@ -110,13 +112,31 @@ def _manual(turn: Turn, target: Target) -> Want | None:
 def _on_demand(turn: Turn, target: Target) -> Want:
     if not turn.live.get(target.model):
         return Want(Wish.REST, "on demand: a request loads it")
-    app = serving(turn, target.model)
+    app = last_serving(turn, target.model)
     if app is None or app.status is Status.DEPLOY_FAILED:
         return Want(Wish.STAY, "it comes up")
     if reason := _why_it_stays(turn, target, app):
+        if _sleeps(turn, target, app):
+            return Want(Wish.SLEEP, f"asleep, {reason}")
         return Want(Wish.STAY, reason)
     idle, limit = turn.observed.idle_seconds.get(app.name, 0.0), target.spec.lifecycle.idle_timeout
     return Want(Wish.REST, f"idle {in_time(idle)} (idle_timeout {limit})")
+
+
+def _sleeps(turn: Turn, target: Target, app: Application) -> bool:
+    """A model that need not be unloaded yet sleeps, or should go to sleep."""
+    observed, lifecycle = turn.observed, target.spec.lifecycle
+    if app.name in observed.asleep or app.name in observed.turning:
+        return True
+    if lifecycle.sleep_after is None or app.name != target.application or app.name in observed.insomniac:
+        return False
+    if observed.in_flight is None or observed.in_flight.get(app.name, 0):
+        return False
+    idle, up = observed.idle_seconds.get(app.name, 0.0), observed.up_seconds.get(app.name, 0.0)
+    if idle < parse_duration(lifecycle.sleep_after) or up < parse_duration(lifecycle.min_stay):
+        return False
+    footprint = footprint_of(target)
+    return footprint is not None and (observed.sleep_left or 0) >= footprint.main_memory
 
 
 def _why_it_stays(turn: Turn, target: Target, app: Application) -> str:

@@ -19,7 +19,7 @@ from enum import Enum
 
 from reconciler.core.main_memory import PROCESSES, source_of
 from reconciler.core.memory_plan import memory_of
-from reconciler.core.residency import in_time, serving
+from reconciler.core.residency import in_time, last_serving
 from reconciler.core.spec import parse_duration
 from reconciler.core.state import Application
 from reconciler.core.target import Target
@@ -156,7 +156,7 @@ def _who_leaves(
 
 def _candidate(turn: Turn, model: str, target: Target, want: Want) -> Candidate | None:
     """`model` as one that may leave now for `target`; None where it has to stay for the time being."""
-    app = serving(turn, model)
+    app = last_serving(turn, model)
     rank = _rank_of(turn, model, app, target, want)
     if rank is None:
         return None
@@ -266,7 +266,7 @@ def _in_use(turn: Turn, models: Iterable[str]) -> str:
     counts = turn.observed.in_flight or {}
     words = []
     for model in itertools.islice(models, 3):
-        app = serving(turn, model)
+        app = last_serving(turn, model)
         if app is None:
             words.append(f"{model} comes up")
         elif counts.get(app.name, 0):

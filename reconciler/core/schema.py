@@ -64,7 +64,7 @@ _RULES: Final[dict[str, Schema]] = {
     "Lifecycle": {
         "properties": {
             name: {"pattern": DURATION_PATTERN}
-            for name in ("idle_timeout", "min_stay", "load_timeout", "drain_timeout")
+            for name in ("idle_timeout", "min_stay", "load_timeout", "drain_timeout", "wait_timeout")
         }
     },
     "Schedule": {"properties": {"start": _CRON, "end": _CRON}},

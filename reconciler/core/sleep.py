@@ -145,7 +145,9 @@ def engine_processes(actors: Iterable[Json], application: str) -> dict[str, set[
     """
     rows = list(actors)
     # ray.serve._private.common.ReplicaID.to_full_id_str in Ray 2.60.
-    ours = [row for row in rows if str(row.get("name") or "").startswith(f"SERVE_REPLICA::{application}#LLMServer")]
+    ours = [
+        row for row in rows if str(row.get("name") or "").startswith(f"SERVE_REPLICA::{application}#LLMServer")
+    ]
     groups = {row.get("placement_group_id") for row in ours} - {None, ""}
     found: dict[str, set[int]] = {}
     for row in rows:

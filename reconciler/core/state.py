@@ -197,6 +197,11 @@ class Observed:
         up_seconds: Seconds since an application first had the traffic, as far as this process has seen it.
         waiting: Requests that wait for a model to come up, by model.
         load_seconds: How long a model's loads took lately, where it was loaded before.
+        asleep: Applications whose engines sleep.
+        turning: Applications that are being put to sleep or woken.
+        insomniac: Applications that may not sleep (any more), with the reason.
+        broken: Applications that may not have traffic again, for a sleep or a wake went wrong, with the reason.
+        sleep_left: Bytes of main memory that further sleepers may take; None where none may sleep.
         overrides: What was asked for by hand, by model.
         windows: Where a model with a schedule stands, by model.
         ready: Applications that answered a real request since they came up.
@@ -222,6 +227,11 @@ class Observed:
     up_seconds: Mapping[str, float] = field(default_factory=dict)
     waiting: Mapping[str, Waiting] = field(default_factory=dict)
     load_seconds: Mapping[str, float] = field(default_factory=dict)
+    asleep: frozenset[str] = frozenset()
+    turning: frozenset[str] = frozenset()
+    insomniac: Mapping[str, str] = field(default_factory=dict)
+    broken: Mapping[str, str] = field(default_factory=dict)
+    sleep_left: int | None = None
     overrides: Mapping[str, Override] = field(default_factory=dict)
     windows: Mapping[str, Window] = field(default_factory=dict)
     ready: frozenset[str] = frozenset()

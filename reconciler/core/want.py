@@ -11,6 +11,8 @@ class Wish(StrEnum):
     """Up, and started where it is not."""
     STAY = "stay"
     """What is there stays, and follows its file; nothing is started for it."""
+    SLEEP = "sleep"
+    """Its engine sleeps, or goes to sleep; nothing is started for it."""
     REST = "rest"
     """Not up."""
 

@@ -1,5 +1,6 @@
 """What the front door tells clients about each model, from the plan and what was observed. Pure."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from reconciler.activator.directory import Directory, Entry, ModelState
@@ -122,15 +123,21 @@ def _with_state(entry: Entry, target: Target, view: _View) -> Entry:
     if step is not None and step.do is Do.FETCH:
         words += _progress(target, observed)
     if resting is not None or step is None:
-        leaves = any(step.do in _GOING for step in steps)
         return replace(
             entry,
-            state=ModelState.UNLOADING if leaves else ModelState.UNLOADED,
+            state=_resting_state(model, observed, steps),
             reason="; ".join(filter(None, (resting.reason if resting is not None else entry.reason, words))),
             holds=resting is not None and resting.on_request,
             expected_wait=wait,
         )
     return replace(entry, state=ModelState.LOADING, reason=words, holds=True, expected_wait=wait)
+
+
+def _resting_state(model: str, observed: Observed, steps: Iterable[Step]) -> ModelState:
+    sleepers = observed.asleep | observed.turning
+    if any(app.name in sleepers for app in observed.of_model(model)):
+        return ModelState.SLEEPING
+    return ModelState.UNLOADING if any(step.do in _GOING for step in steps) else ModelState.UNLOADED
 
 
 def _expected_wait(target: Target, observed: Observed) -> float | None:

@@ -229,6 +229,8 @@ class Loop:
             m for refusal in look.plan.refused for m in refusal.models
         }
         self._memory.forget_models(set(self._memory.records) - wanted - alive - held)
+        with contextlib.suppress(OSError):
+            self._load_times.keep(wanted | set(self._memory.records))
         others = models_of_invalid_files(look.desired)
         if others is not None:
             self._overrides.forget(set(self._overrides.active()) - wanted - alive - held - others)

@@ -118,7 +118,8 @@ class Sleeping:
     @property
     def asleep(self) -> frozenset[str]:
         """Applications that sleep. After a restart, also those that were on the way: waking an engine that is
-        awake does nothing, and its answer is checked in either case."""
+        awake does nothing, and its answer is checked in either case.
+        """
         return frozenset(self.asleep_since) - self._going.keys() - self._waking.keys() - self._failed.keys()
 
     @property

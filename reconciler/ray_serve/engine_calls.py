@@ -24,6 +24,8 @@ _INHERITED = ("PATH", "HOME", "USER", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "TZ",
 _FLAG = "--gcs-address="
 _ANSWER_SECONDS = 5.0
 """How much earlier the worker gives up than we do, so that its words arrive."""
+_END_SECONDS = 2.0
+"""How long a process may take to end that has closed its output."""
 _TAIL_BYTES = 2000
 _LONGEST = 300
 
@@ -165,6 +167,7 @@ class _Worker:
         self._calls: dict[int, asyncio.Future[Json]] = {}
         self._last_id = 0
         self._said = b""
+        self._killed = False
         self.spent = False
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._read_errors())]
 
@@ -211,6 +214,8 @@ class _Worker:
                 if call is not None and not call.done():
                     call.set_result(answer)
         self.spent = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), _END_SECONDS)
         self._kill()
         code = await self._process.wait()
         await asyncio.wait(self._tasks[1:], timeout=1)
@@ -228,5 +233,8 @@ class _Worker:
             self._said = (self._said + text)[-_TAIL_BYTES:]
 
     def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        # Once: asking a second time takes its exit code away from asyncio.
+        if self._process.returncode is None and not self._killed:
+            self._killed = True
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()

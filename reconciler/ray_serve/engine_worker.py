@@ -139,7 +139,11 @@ def main() -> None:
         with one_at_a_time:
             answers.write(json.dumps(answer) + "\n")
 
-    worker = Worker(sys.argv[1], say)
+    address = sys.argv[1]
+    if address.startswith(("127.", "localhost:", "[::1]:")):
+        # Else Ray takes loopback for this machine's outward address, where a Ray on loopback does not listen.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    worker = Worker(address, say)
     for line in sys.stdin:
         worker.take(line)
     # Not an orderly end: Ray's would wait for a Ray that is gone. Ray notices that its driver is.
