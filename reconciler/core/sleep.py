@@ -1,7 +1,7 @@
 """What is decided about engines that sleep: whether one may, whether it did, and which never does again. Pure.
 
-An engine sleeps with its weights in main memory and without a KV cache (level 1 of vLLM's sleep mode). It keeps its
-place in Ray, so nobody else is given its GPUs' memory; `loop.sleeping` is what carries these decisions out.
+An engine sleeps with its weights in main memory and without a KV cache (level 1 of vLLM's sleep mode). It keeps
+its place in Ray, so nobody else is given its GPUs' memory. `loop.sleeping` carries these decisions out.
 """
 
 import json
@@ -14,8 +14,8 @@ from reconciler.core.spec import Task
 from reconciler.core.state import Json
 
 ENOUGH = 0.8
-"""Share of weights and KV cache that a sleeping engine has given back at least. The rest of what its processes hold
-(CUDA's context, graphs, communicators) stays and is not counted, but weights are known to within a few percent only."""
+"""Share of weights and KV cache that a sleeping engine has given back at least. What else its processes hold (CUDA's
+context, graphs, communicators) stays, and is not counted; but sizes are known to within some percent only."""
 LEFT_FREE = 2 * GIB
 """Bytes of main memory that an engine going to sleep leaves to everybody else."""
 _TEXT = "The quick brown fox"
@@ -136,8 +136,8 @@ def answer_in(body: Any) -> str:  # noqa: ANN401 -- as JSON has it
 def engine_processes(actors: Iterable[Json], application: str) -> dict[str, set[int]]:
     """Process numbers of an application's replicas and of their engines' workers, by Ray's id of the node.
 
-    With Ray's executor, which engines on GPUs use, the workers are actors of their own, no children of the replica;
-    they lie in its placement group.
+    With Ray's executor, which engines on GPUs use, the workers are actors in the replica's placement group, and no
+    children of its process.
 
     Args:
         actors: Those that are alive, as Ray's state API describes them (`detail=1`).

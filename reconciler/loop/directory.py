@@ -11,7 +11,9 @@ from reconciler.core.state import Observed, Status
 from reconciler.core.target import Target
 from reconciler.core.weights import in_words
 
-_COMING = frozenset({Do.FETCH, Do.START, Do.AWAIT, Do.PROBE, Do.ROUTE, Do.KEEP_PREVIOUS, Do.UNROUTE, Do.DRAIN})
+_COMING = frozenset(
+    {Do.FETCH, Do.WAKE, Do.START, Do.AWAIT, Do.PROBE, Do.ROUTE, Do.KEEP_PREVIOUS, Do.UNROUTE, Do.DRAIN}
+)
 _GOING = frozenset({Do.UNROUTE, Do.DRAIN, Do.REMOVE})
 _RETRY_FAILED_SECONDS = 60.0
 
@@ -122,7 +124,7 @@ def _with_state(entry: Entry, target: Target, view: _View) -> Entry:
     words = "" if step is None else step.why or "it is being started"
     if step is not None and step.do is Do.FETCH:
         words += _progress(target, observed)
-    if resting is not None or step is None:
+    if resting is not None or not steps:
         return replace(
             entry,
             state=_resting_state(model, observed, steps),
@@ -130,7 +132,7 @@ def _with_state(entry: Entry, target: Target, view: _View) -> Entry:
             holds=resting is not None and resting.on_request,
             expected_wait=wait,
         )
-    return replace(entry, state=ModelState.LOADING, reason=words, holds=True, expected_wait=wait)
+    return replace(entry, state=ModelState.LOADING, reason=words or steps[0].why, holds=True, expected_wait=wait)
 
 
 def _resting_state(model: str, observed: Observed, steps: Iterable[Step]) -> ModelState:

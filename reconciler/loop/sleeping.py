@@ -88,7 +88,7 @@ class Sleeping:
         ask: Asks an application (first argument) of a model (second) the fixed prompt and gives its answer.
         held: Bytes that an application's processes hold on GPUs now; None where nobody can tell.
         wall_clock: Seconds since the epoch.
-        wake: Called when something ended, so that the loop takes its next turn at once.
+        wake_loop: Called when something ended, so that the loop takes its next turn at once.
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class Sleeping:
         held: Callable[[str], Awaitable[int | None]],
         *,
         wall_clock: Callable[[], float] = time.time,
-        wake: Callable[[], None] = _nobody,
+        wake_loop: Callable[[], None] = _nobody,
     ) -> None:
         self._file = folder / FILE
         self._calls = calls
         self._ask = ask
         self._held = held
         self._wall_clock = wall_clock
-        self._wake = wake
+        self._wake_loop = wake_loop
         self._slept, self._demotions = _read(self._file)
         self._going: dict[str, asyncio.Task[None]] = {}
         self._waking: dict[str, asyncio.Task[None]] = {}
@@ -203,11 +203,13 @@ class Sleeping:
             log.warning("model.sleep_demoted", model=model, application=application, reason=str(error))
         except Exception as error:  # noqa: BLE001 -- whatever it is: nobody knows what became of the engine
             self._failed[application] = str(error) or repr(error)
-            log.warning("model.sleep_failed", model=model, application=application, reason=str(error) or repr(error))
+            log.warning(
+                "model.sleep_failed", model=model, application=application, reason=str(error) or repr(error)
+            )
         finally:
             self._going.pop(application, None)
             self._waking.pop(application, None)
-            self._wake()
+            self._wake_loop()
 
     async def _put_to_sleep(self, model: str, application: str, footprint: Footprint) -> None:
         began = time.monotonic()

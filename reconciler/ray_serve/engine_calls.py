@@ -1,7 +1,7 @@
 """Engines put to sleep and woken, seen from the reconciler: asks `engine_worker`, the one process that speaks Ray.
 
-That process is started with the first call, and anew when it ended, or when nobody can tell what became of a call:
-a driver of Ray's does not survive its Ray. It holds some 150 MB, and a call that has to start it takes seconds more.
+It is started with the first call, and anew when it ended, or when nobody can tell what became of a call: a driver of
+Ray's does not survive its Ray. It holds some 200 MB, and a call that has to start it takes seconds more.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _LONGEST = 300
 
 
 class EngineCallError(Exception):
-    """A call failed, or nobody can tell what became of it: the engine may sleep, or be awake, or be half of both."""
+    """A call failed, or nobody can tell what became of it: engines may sleep, or be awake, or some of them this."""
 
 
 class EngineRefusedError(EngineCallError):
@@ -135,14 +135,16 @@ class EngineCalls:
             raise EngineRefusedError(str(answer["refused"])[:_LONGEST])
         sleeping = answer.get("sleeping")
         if not isinstance(sleeping, list) or not sleeping:
-            raise EngineCallError(str(answer.get("error") or "no answer that makes sense")[:_LONGEST])
+            reason = answer.get("error") or answer.get("lost") or "no answer that makes sense"
+            raise EngineCallError(str(reason)[:_LONGEST])
         return [bool(each) for each in sleeping]
 
     async def _running(self) -> "_Worker":
         async with self._starting:
             if self._worker is None or self._worker.spent:
                 try:
-                    self._worker = await _Worker.start([*self._command, await self._address()], self._environment())
+                    command = [*self._command, await self._address()]
+                    self._worker = await _Worker.start(command, self._environment())
                 except OSError as error:
                     raise EngineCallError(f"the process that speaks to Ray cannot be started: {error}") from error
             return self._worker
@@ -208,7 +210,7 @@ class _Worker:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # What it says makes no sense.
             while line := await self._process.stdout.readline():
                 answer = json.loads(line)
-                if "error" in answer:
+                if "lost" in answer:
                     self.spent = True
                 call = self._calls.get(answer["id"])
                 if call is not None and not call.done():

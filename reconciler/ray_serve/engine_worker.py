@@ -1,18 +1,19 @@
-"""The Ray side of sleep and wake: a driver of Ray's in a process of its own, so that the reconciler imports no Ray.
+"""The Ray side of sleep and wake: a driver of Ray's, in a process of its own so that the reconciler needs no Ray.
 
     engine_calls -> lines of JSON -> this process -> Serve's handle -> `LLMServer` of every replica -> vLLM
 
     {"id": 1, "call": "sleep", "application": "qwen3-0-6b-3fa9c1d2", "seconds": 170}
     {"id": 1, "ok": true, "sleeping": [true, true]}      what each replica says of itself afterwards
     {"id": 1, "refused": "ValueError: ..."}              an engine itself said no
-    {"id": 1, "error": "..."}                            nobody can tell what was done; better start this process anew
+    {"id": 1, "error": "..."}                            there was nobody to ask, so nothing was done
+    {"id": 1, "lost": "..."}                             nobody can tell what was done; better start this process anew
 
-Run as `python -m reconciler.ray_serve.engine_worker GCS_ADDRESS`; RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are Ray's. It
-ends when its input does. Calls run side by side, each with a thread of its own, so one that hangs stops no other.
+Run as `python -m reconciler.ray_serve.engine_worker GCS_ADDRESS`, with RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as Ray
+needs them. It ends when its input does. Calls run side by side, each in a thread, so one that hangs stops no other.
 
-`DeploymentHandle.broadcast` reaches every replica that runs, past Serve's routing and its limits on requests. That an
-application's ingress is direct streaming changes nothing for it: `LLMServer` is the deployment all the same (Ray 2.60).
-vLLM's own endpoints for this are not used, because VLLM_SERVER_DEV_MODE opens others with them that run code.
+`DeploymentHandle.broadcast` reaches every replica that runs, past Serve's routing. Direct streaming changes nothing
+for it: `LLMServer` is the application's deployment all the same (Ray 2.60). vLLM's own endpoints for this are not
+used, because VLLM_SERVER_DEV_MODE, which opens them, opens others with them that let a client run code.
 """
 
 import json
@@ -36,6 +37,10 @@ Answer = dict[str, Any]
 
 class _RefusedError(Exception):
     """An engine said no; the text is its own."""
+
+
+class _NobodyError(Exception):
+    """There is nobody to ask."""
 
 
 class Worker:
@@ -65,8 +70,10 @@ class Worker:
             answer |= {"ok": True, "sleeping": self._call(request, until, handles)}
         except _RefusedError as error:
             answer["refused"] = str(error)
+        except _NobodyError as error:
+            answer["error"] = str(error)
         except Exception as error:  # noqa: BLE001 -- whatever it is, somebody waits for an answer
-            answer["error"] = _in_words(error)
+            answer["lost"] = _in_words(error)
         self._say(answer)
         for handle in handles:
             handle.shutdown()
@@ -83,15 +90,17 @@ class Worker:
 
         application, (method, arguments) = request["application"], _METHODS[request["call"]]
         status = serve.status().applications.get(application)
-        if status is None:
-            raise RuntimeError(f"Serve has no application {application}")
-        engines = {name: each for name, each in status.deployments.items() if name.startswith(_ENGINES)}
-        name = request.get("deployment") or next(iter(engines), "")
-        if name not in engines:
-            raise RuntimeError(f"{application} has no deployment {name or f'{_ENGINES}:...'}")
-        states = {str(getattr(state, "value", state)): n for state, n in engines[name].replica_states.items() if n}
+        deployments = status.deployments if status is not None else {}
+        name = next((name for name in deployments if name.startswith(_ENGINES)), None)
+        if name is None:
+            raise _NobodyError(f"Serve has no application {application} with engines")
+        states = {
+            str(getattr(state, "value", state)): count
+            for state, count in deployments[name].replica_states.items()
+            if count
+        }
         if set(states) != {"RUNNING"}:
-            raise RuntimeError(f"not all replicas of {application} run: {states or 'there is none'}")
+            raise _NobodyError(f"not all engines of {application} run: {states or 'there is none'}")
         handle = serve.get_deployment_handle(name, application)
         handles.append(handle)
         if method != "is_sleeping":

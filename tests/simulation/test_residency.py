@@ -5,8 +5,11 @@ from typing import TypeAlias
 
 import pytest
 
+from reconciler.activator.directory import ModelState
+from reconciler.core import residency
 from reconciler.core.overrides import Kind, Override
 from reconciler.core.plan import Action, HeldKind, Plan
+from reconciler.core.sleep import Footprint
 from reconciler.core.turn import Options
 from reconciler.core.windows import Window
 
@@ -361,3 +364,70 @@ def test_an_invalid_file_of_a_model_at_rest_is_no_unknown_model(world: World) ->
     world.edit(a="sourc: {repo: o/m}\n")
     world.settle()
     assert world.ask("a").refused == "models.d/a.yaml is invalid"
+
+
+@pytest.fixture
+def sleepers(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The first model may sleep, and is up."""
+    monkeypatch.setattr(residency, "footprint_of", lambda target: Footprint(4, 4))
+    world.sleep_left = 100
+    world.edit(a=on_demand(0.7, more="sleep_after: 2m"))
+    served(world, world.ask("a"))
+    return world
+
+
+def test_an_idle_model_goes_to_sleep_and_a_request_wakes_it(sleepers: World) -> None:
+    world, app = sleepers, sleepers.target("a")
+    spend(world, 115)
+    assert world.routes
+    spend(world, 10)
+    assert world.asleep == {app}
+    assert world.directory.find("a").state is ModelState.SLEEPING  # type: ignore[union-attr]
+    assert world.plan().converged
+    puts = len(world.puts)
+    request = world.ask("a")
+    served(world, request)
+    assert world.serves("a")
+    assert not world.asleep
+    assert len(world.puts) == puts
+
+
+def test_a_sleeper_that_nobody_wakes_is_unloaded_at_last(sleepers: World) -> None:
+    spend(sleepers, 590, step=2)
+    assert sleepers.asleep
+    spend(sleepers, 30)
+    assert not sleepers.versions("a")
+
+
+def test_a_sleeper_leaves_first_when_room_is_needed(sleepers: World) -> None:
+    spend(sleepers, 130)
+    assert sleepers.asleep
+    served(sleepers, sleepers.ask("b"))
+    assert not sleepers.versions("a")
+
+
+def test_nobody_asks_a_sleeper_after_a_restart(sleepers: World) -> None:
+    spend(sleepers, 130)
+    sleepers.start_process()
+    spend(sleepers, 30)
+    assert sleepers.asleep == {sleepers.target("a")}
+    served(sleepers, sleepers.ask("a"))
+
+
+def test_without_main_memory_for_it_nobody_sleeps(sleepers: World) -> None:
+    sleepers.sleep_left = 3
+    spend(sleepers, 300, step=2)
+    assert not sleepers.asleep
+    assert sleepers.serves("a")
+
+
+def test_what_does_not_wake_well_is_loaded_anew_and_sleeps_no_more(sleepers: World) -> None:
+    world, app = sleepers, sleepers.target("a")
+    spend(world, 130)
+    world.asleep.clear()
+    world.broken[app] = "awake again it answers otherwise"
+    request = world.ask("a")
+    world.until(lambda: app not in world.apps or world.apps[app].status == "DELETING")
+    world.broken.clear()
+    served(world, request)
+    assert world.serves("a")

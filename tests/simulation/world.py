@@ -129,6 +129,11 @@ class World:
     overrides: dict[str, Override] = field(default_factory=dict)
     windows: dict[str, Window] = field(default_factory=dict)
     load_seconds: dict[str, float] = field(default_factory=dict)
+    asleep: set[str] = field(default_factory=set)
+    """Applications whose engines sleep."""
+    broken: dict[str, str] = field(default_factory=dict)
+    """Applications that did not stand a sleep or a wake, with the reason."""
+    sleep_left: int | None = None
     start_seconds: dict[str, float] = field(default_factory=dict)
     """How long a model's replica takes to start, where that is not `START_SECONDS`."""
     directory: Directory = field(default_factory=lambda: Directory(settled=False))
@@ -176,6 +181,10 @@ class World:
             up_seconds=self.memory.up_seconds(),
             waiting=self.waiting(),
             load_seconds=dict(self.load_seconds),
+            asleep=frozenset(self.asleep & seen.keys()),
+            broken=dict(self.broken),
+            insomniac=dict(self.broken),
+            sleep_left=self.sleep_left,
             overrides=active(self.overrides, self.now),
             windows=dict(self.windows),
             ready=frozenset(self.memory.ready),
@@ -201,7 +210,7 @@ class World:
         plan = make_plan(desired, observed, self.options)
         self._effects = 0
         self.directory = build_directory(desired, observed, plan, created=0)
-        self._unloads = {change.model for change in plan.changes if change.action is Action.UNLOAD}
+        self._unloads = {change.model for change in plan.changes if change.action in (Action.UNLOAD, Action.SLEEP)}
         try:
             self._act(plan, desired, observed)
             if plan.settled and not desired.unreadable:
@@ -239,7 +248,15 @@ class World:
                 routes[step.model] = step.application
             whys = {step.model: step.why for step in off}
             self._effect(lambda: self._set_routes(routes, whys, desired))
+        for step in by_kind.get(Do.SLEEP, ()):
+            if step.application in self.in_flight():
+                self.violations.append(f"{step.application} was put to sleep with requests in flight")
+            self.asleep.add(step.application)
+        for step in by_kind.get(Do.WAKE, ()):
+            self.asleep.discard(step.application)
         for step in by_kind.get(Do.PROBE, ()):
+            if step.application in self.asleep:
+                self.violations.append(f"{step.application} was asked while it slept")
             self.memory.probing.add(step.application)
             self._probes[step.application] = self.now + PROBE_SECONDS
         if plan.applications is not None:
@@ -329,6 +346,8 @@ class World:
             if healthy and new is None and model in desired.targets and not meant:
                 self.violations.append(f"{model} lost its route to {old}: {whys.get(model)}")
         for model, new in routes.items():
+            if new in self.asleep:
+                self.violations.append(f"{model} was routed to {new}, which sleeps")
             if new != self.routes.get(model) and (new not in self.apps or not self.apps[new].up):
                 self.violations.append(f"{model} was routed to {new}, which is not up")
         self.log.append(f"routes {routes}")
@@ -598,6 +617,7 @@ _SIGNS = {
     Action.RESTORE: "↺",
     Action.LOAD: "▲",
     Action.UNLOAD: "▼",
+    Action.SLEEP: "☾",
 }
 
 
