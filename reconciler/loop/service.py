@@ -22,6 +22,7 @@ from reconciler.loop.memory import Memory
 from reconciler.loop.running import CONTROL_SOCKET, learn_from_running
 from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
 from reconciler.ray_serve.observed import applications
+from reconciler.ray_serve.schema import prepare
 from reconciler.sources.watch import watch_folder
 from reconciler.weights.store import WeightStore
 
@@ -100,6 +101,7 @@ async def watch(settings: Settings, options: Options) -> None:
             ),
             asyncio.create_task(serve_unix(control_app(parts.loop, parts.weights, by_hand), socket)),
             asyncio.create_task(parts.overrides.watch()),
+            asyncio.create_task(_prepare()),
             asyncio.create_task(watch_folder(settings.models_dir, parts.loop.wake)),
             asyncio.create_task(
                 parts.loop.watch(
@@ -122,6 +124,12 @@ async def watch(settings: Settings, options: Options) -> None:
         log.info("reconciler.stopped", note="models go on serving")
         for task in done - {stopping}:
             task.result()
+
+
+async def _prepare() -> None:
+    """Get ready for the first load, then stay out of the way."""
+    await asyncio.to_thread(prepare)
+    await asyncio.Event().wait()
 
 
 @contextlib.asynccontextmanager

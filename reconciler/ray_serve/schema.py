@@ -1,6 +1,15 @@
 """Serve's own schema, asked before anything is sent."""
 
+import contextlib
+import importlib
+
 from reconciler.core.state import Json
+
+
+def prepare() -> None:
+    """Import it now, which takes seconds, rather than when the first model is to be loaded."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("ray.serve.schema")
 
 
 def complaint_about(application: Json) -> str:
