@@ -26,25 +26,31 @@ _HERE = Path(__file__).parent
 _PLATFORM = Platform(device="cuda", hub_cache="/srv/hub")
 _RENDERER = Renderer((_HERE.parent / "templates" / "application.json.j2").read_text(encoding="utf-8"), _PLATFORM)
 _GPU = gpu("l40s")
-_NODE = Node("n", 4, devices=tuple(Device(i, f"GPU-{i}", "L40S", _GPU.total) for i in range(4)), host="box")
+_NODE = Node("n", 2, devices=tuple(Device(i, f"GPU-{i}", "L40S", _GPU.total) for i in range(2)), host="box")
+_IDLE_SECONDS = 25 * 60.0
+_PINNED = "lifecycle: {policy: pinned}\n"
 _QWEN = """\
 source: {repo: Qwen/Qwen3-0.6B}
 engine: {max_model_len: %d, kv_cache_memory_gib: 8}
 resources: {replicas: {max: %d}}
+lifecycle: {policy: pinned}
 aliases: [%s]
 """
-_EMBED = "source: {repo: Qwen/Qwen3-Embedding-0.6B}\ntask: embed\nengine: {max_model_len: 8192}\n%s"
+_EMBED = "source: {repo: Qwen/Qwen3-Embedding-0.6B}\ntask: embed\nengine: {max_model_len: 8192}\n" + _PINNED
+_MISTRAL = "source: {repo: mistralai/Mistral-7B-Instruct-v0.3}\nlifecycle: {idle_timeout: 1h, priority: 20}\n"
 _BEFORE = {
     "models.d/qwen3-0.6b.yaml": _QWEN % (4096, 1, "qwen"),
-    "models.d/embedding.yaml": _EMBED % "",
+    "models.d/embedding.yaml": _EMBED,
+    "models.d/mistral-7b.yaml": _MISTRAL,
     "models.d/phi-4-mini.yaml": (
-        "source: {repo: microsoft/Phi-4-mini-instruct}\nengine: {max_model_len: 16384, kv_cache_memory_gib: 6}\n"
+        "source: {repo: microsoft/Phi-4-mini-instruct}\nengine: {max_model_len: 8192, kv_cache_memory_gib: 2}\n"
     ),
 }
 _AFTER = {
     "models.d/qwen3-0.6b.yaml": _QWEN % (8192, 2, "qwen, small"),
-    "models.d/embedding.yaml": _EMBED % "aliases: [embeddings]\n",
-    "models.d/llama-3.1-8b.yaml": "source: {repo: meta-llama/Llama-3.1-8B-Instruct}\n",
+    "models.d/embedding.yaml": _EMBED + "aliases: [embeddings]\n",
+    "models.d/mistral-7b.yaml": _MISTRAL,
+    "models.d/llama-3.1-8b.yaml": "source: {repo: meta-llama/Llama-3.1-8B-Instruct}\n" + _PINNED,
     "models.d/llama-3.1-70b.yaml": (
         "source: {repo: meta-llama/Llama-3.1-70B-Instruct}\nengine: {max_model_len: 131072}\n"
     ),
@@ -67,6 +73,10 @@ _CONFIGS: dict[str, Json] = {
         "tie_word_embeddings": True,
     },
     "meta-llama/Llama-3.1-8B-Instruct": _LLAMA,
+    "mistralai/Mistral-7B-Instruct-v0.3": {
+        **_LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": 32768,
+        "max_position_embeddings": 32768,
+    },
     "meta-llama/Llama-3.1-70B-Instruct": {
         **_LLAMA, "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64,
         "intermediate_size": 28672,
@@ -127,6 +137,8 @@ def _running(desired: Desired) -> Observed:
         nodes=(_NODE,),
         weights={copy: CopyState(Phase.READY) for copy in _FACTS},
         routes={target.model: target.application for target in targets},
+        up_seconds={target.application: 3 * _IDLE_SECONDS for target in targets},
+        idle_seconds={target.application: _IDLE_SECONDS for target in targets},
         records={
             target.model: Record(target.model, target.file, target.application, target.fields)
             for target in targets

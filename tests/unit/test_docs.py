@@ -23,7 +23,7 @@ from reconciler.core.weights import Phase
 from reconciler.edge.replies import reply_files
 from reconciler.host.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path('/work/main')
 DOCS = ROOT / "docs"
 LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
 
@@ -218,7 +218,9 @@ def test_every_command_and_option_is_documented_and_no_other() -> None:
 
 
 def _options_of(command: click.Command) -> set[str]:
-    return {name for parameter in command.params if isinstance(parameter, click.Option) for name in parameter.opts}
+    own = {name for parameter in command.params if isinstance(parameter, click.Option) for name in parameter.opts}
+    parts = command.commands.values() if isinstance(command, click.Group) and command is not cli else ()
+    return own.union(*(_options_of(part) for part in parts))
 
 
 def _listed_options(text: str) -> set[str]:
