@@ -24,6 +24,7 @@ _SYMBOLS = {
     Action.FRONT_DOOR: ("·", "cyan"),
     Action.RESTORE: ("↺", "yellow"),
     Action.LOAD: ("▲", "green"),
+    Action.SLEEP: ("◐", "yellow"),
     Action.UNLOAD: ("▼", "yellow"),
     Action.REMOVE: ("-", "red"),
 }
@@ -78,7 +79,7 @@ def show_plan(plan: Plan, *, now: float, done: bool = False, out: Console | None
     out.print(
         f"[bold]{head}:[/] {number['add']} to add, {number['replace']} to replace, "
         f"{number['update']} to update in place, {number['front door']} at the front door, "
-        f"{number['load']} to load, {number['unload']} to unload, "
+        f"{number['load']} to load, {number['sleep']} to sleep, {number['unload']} to unload, "
         f"{number['remove']} to remove, {number['restore']} to restore; {number['held']} held, "
         f"{number['refused']} refused, {number['unchanged']} unchanged, {number['resting']} at rest."
     )
@@ -171,6 +172,8 @@ def _show_held(out: Console, held: Held, now: float) -> None:
         out.print(f"      [dim]it would with[/] {escape(advice)}")
     if held.advice:
         out.print("      [dim]reconcile --force tries it as it is[/]")
-    if held.retry_at is not None:
-        wait = max(0, round(held.retry_at - now))
+    wait = max(0, round(held.retry_at - now)) if held.retry_at is not None else 0
+    if held.on_request:
+        out.print(f"      [dim]a request {f'in {wait} s ' if wait else ''}tries it again, or `reconcile load`[/]")
+    elif held.retry_at is not None:
         out.print(f"      [dim]next try in {wait} s; reconcile --retry-failed tries now[/]")

@@ -17,12 +17,12 @@ from reconciler.core.diff import in_place_changes
 from reconciler.core.overrides import Kind
 from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Resting
 from reconciler.core.residency import last_serving
-from reconciler.core.room import Place, find_place
+from reconciler.core.room import Place, find_place, mates_of, no_room_ever
 from reconciler.core.spec import parse_duration
 from reconciler.core.state import Application, Failure, Json, Status, failure_of
 from reconciler.core.target import Target
 from reconciler.core.turn import Turn
-from reconciler.core.waiting_for_weights import fetch_weights, weights_problem
+from reconciler.core.waiting_for_weights import fetch_weights, lacks_weights, weights_problem
 from reconciler.core.want import Want
 
 
@@ -57,10 +57,8 @@ def rest(turn: Turn, target: Target, want: Want) -> None:
     failure = failure_of(turn.observed.failures, target.model, target.application, target.basis)
     if failure is not None:
         held = _held_failed(turn, target, failure, [])
-        waits = turn.observed.now < failure.retry_at
-        turn.held.append(
-            replace(held, retry_at=held.retry_at if waits else None, on_request=want.on_request and not waits)
-        )
+        retry_at = held.retry_at if turn.observed.now < failure.retry_at else None
+        turn.held.append(replace(held, retry_at=retry_at, on_request=want.on_request))
         return
     if target.waits:
         turn.step(Do.AWAIT, target.model, target.application, target.waits)
@@ -166,14 +164,15 @@ def fall_back(turn: Turn, model: str, live: list[Application]) -> None:
     if previous is None or live:
         return
     _note_restore(turn, model, previous, "")
-    if turn.fits(demand_of(previous)):
+    target = turn.desired.targets.get(model)
+    if turn.fits(demand_of(previous)) and not (target is not None and mates_of(turn, target)):
         turn.start(model, previous["name"], previous, demand_of(previous))
     else:
         turn.step(Do.AWAIT, model, previous["name"], f"waits for room to come back; {turn.describe_free()}")
 
 
 def _note_restore(turn: Turn, model: str, previous: Json, phase: str) -> None:
-    cause = "the version that it made way for failed"
+    cause = "the version that it made way for does not come up"
     turn.changes.append(Change(model, Action.RESTORE, cause, new=previous["name"], phase=phase))
 
 
@@ -186,7 +185,7 @@ def why_failed(turn: Turn, app: Application, load_timeout: float | None) -> str:
         return app.failure or app.message or "Ray Serve gave it up without a reason"
     if app.name == turn.routed(app.model or "") or app.name in turn.observed.ready:
         return ""
-    if app.failure:
+    if app.failure or app.name in turn.observed.asleep or app.name in turn.observed.turning:
         return app.failure
     if app.name in turn.observed.unanswered:
         return f"it came up but does not answer: {turn.observed.unanswered[app.name]}"
@@ -216,6 +215,9 @@ def _bring(turn: Turn, target: Target, live: list[Application]) -> None:
     """The wanted version is not there: start it, beside what serves or in its turn."""
     model = target.model
     hold = why_not(turn, target) or weights_problem(turn, target)
+    if hold is None and lacks_weights(turn, target) and (why := no_room_ever(turn, target)):
+        # Nothing is fetched for what cannot be loaded.
+        hold = Held(model, HeldKind.NO_ROOM, why, target.file)
     if hold is not None:
         turn.held.append(hold)
     # One copy that cannot be had is no reason to stop the others; a model that cannot run gets none.
@@ -244,18 +246,18 @@ def _make_way(turn: Turn, target: Target, live: list[Application], why: str) -> 
     if not serving or not turn.fits_without(target.demand, [app.name for app in live]):
         if _made_way(turn, model):
             turn.claim_load()
-        turn.reserve(model, target.application, target.demand)
+        turn.reserve(model, target.application, target.demand, target.config)
         turn.step(Do.AWAIT, model, target.application, why)
     elif (routed := turn.routed(model)) is not None:
         # One at a time: while others load, this one had better go on serving.
         if turn.claim_load():
-            turn.reserve(model, target.application, target.demand)
+            turn.reserve(model, target.application, target.demand, target.config)
             turn.step(Do.UNROUTE, model, routed, "no room for two versions at once")
         else:
             turn.step(Do.AWAIT, model, target.application, "queued behind another load")
     else:
         turn.claim_load()
-        turn.reserve(model, target.application, target.demand)
+        turn.reserve(model, target.application, target.demand, target.config)
         for app in serving:
             if turn.is_drained(app):
                 turn.keep.pop(app.name, None)

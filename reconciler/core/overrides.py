@@ -42,12 +42,14 @@ class Override:
         until: Seconds since the epoch at which it ends. None: it ends when it is done; a `load` when the model has
             the traffic or could not be loaded, an `unload` when nothing of it is there any more. The `load` of a
             manual model is never done: it ends with the next `unload`.
+        leaves: At its end the model is unloaded: a manual one, which nothing else would take down.
     """
 
     model: str
     kind: Kind
     since: float
     until: float | None = None
+    leaves: bool = False
 
     def ended(self, now: float) -> bool:
         """Its time is over."""
@@ -96,12 +98,22 @@ def give(
         raise OverrideError(reason)
     if for_seconds is None and kind in (Kind.PIN, Kind.UNPIN):
         for_seconds = DEFAULT_SECONDS
-    return Override(model, kind, now, None if for_seconds is None else now + for_seconds)
+    until = None if for_seconds is None else now + for_seconds
+    leaves = until is not None and policy is Policy.MANUAL and kind is not Kind.UNLOAD
+    return Override(model, kind, now, until, leaves)
 
 
 def active(overrides: Mapping[str, Override], now: float) -> dict[str, Override]:
-    """Those that hold at `now`, in seconds since the epoch."""
-    return {model: override for model, override in overrides.items() if not override.ended(now)}
+    """Those that hold at `now`, in seconds since the epoch, and what follows on those that have ended."""
+    found = {model: next_of(override, now) for model, override in overrides.items()}
+    return {model: override for model, override in found.items() if override is not None}
+
+
+def next_of(override: Override, now: float) -> Override | None:
+    """What holds of an override at `now`: itself, what follows on it, or nothing."""
+    if not override.ended(now):
+        return override
+    return Override(override.model, Kind.UNLOAD, override.until or now) if override.leaves else None
 
 
 def in_words(override: Override, policy: Policy, now: float) -> str:

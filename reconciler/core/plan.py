@@ -178,6 +178,7 @@ class Do(StrEnum):
     FAIL = "fail"
     RECORD = "record"
     KEEP_PREVIOUS = "keep previous"
+    FORGET_PREVIOUS = "forget previous"
     AWAIT = "await"
     DRAIN = "drain"
     END_OVERRIDE = "end override"

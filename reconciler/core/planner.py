@@ -14,6 +14,7 @@ from reconciler.core.approach import approach, let_go, put_to_sleep, rest, stay
 from reconciler.core.describe import describe
 from reconciler.core.desired import Desired
 from reconciler.core.memory_plan import gpus_of, memory_of
+from reconciler.core.overrides import Kind, in_words, is_drift
 from reconciler.core.parse import InvalidFile
 from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Note, Plan, Resting, Step
 from reconciler.core.residency import finished, want_of
@@ -36,6 +37,7 @@ def make_plan(desired: Desired, observed: Observed, options: Options | None = No
     if not desired.unreadable:
         for target in order:
             _plan_declared(turn, target)
+            turn.planned.add(target.model)
     for model in removed:
         _plan_removal(turn, model)
     _unroute_what_is_gone(turn)
@@ -48,7 +50,8 @@ def make_plan(desired: Desired, observed: Observed, options: Options | None = No
         notes=tuple(
             Note(model, text) for model, target in sorted(desired.targets.items()) for text in target.notes
         )
-        + _unknown(turn),
+        + _unknown(turn)
+        + _drift(turn),
         applications=_applications(turn),
         gpus=gpus_of(turn, order, removed),
         steps=tuple(turn.steps),
@@ -64,17 +67,21 @@ def observed_digest(applications: Mapping[str, Application]) -> str:
     return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _importance(turn: Turn, target: Target) -> tuple[int, bool, bool, float, int, int, str]:
-    # Who is to come up finds room before those that stay are asked to leave for it. What served and does not now
-    # comes first: others would take the room that it made. Then what is always on; then who waits the longest, so
-    # that models that cannot be up together take turns.
+def _importance(turn: Turn, target: Target) -> tuple[int, bool, bool, bool, float, int, int, str]:
+    # Who is to come up, or to be replaced, finds room before those that stay are asked to leave for it. What
+    # served and does not now comes first: others would take the room that it made. Then what is always on; then
+    # who waits the longest, so that models that cannot be up together take turns.
     want = turn.wants[target.model]
     record = turn.record(target.model)
     served = record is not None and (want.pinned or record.previous is not None)
     interrupted = served and turn.routed(target.model) is None
     place = turn.desired.order.get(target.model, len(turn.desired.order))
+    changes = want.wish is Wish.STAY and all(
+        app.name != target.application for app in turn.live.get(target.model, ())
+    )
     return (
         _ORDER.index(want.wish),
+        not changes,
         not interrupted,
         not want.pinned,
         0.0 if want.pinned else -want.since,
@@ -127,6 +134,9 @@ def _plan_sleep(turn: Turn, target: Target, want: Want) -> None:
 
 def _plan_rest(turn: Turn, target: Target, want: Want) -> None:
     steps = len(turn.steps)
+    record = turn.record(target.model)
+    if record is not None and record.previous is not None:
+        turn.step(Do.FORGET_PREVIOUS, target.model, record.previous["name"], "its model was unloaded")
     rest(turn, target, want)
     fetches = any(step.do is Do.FETCH for step in turn.steps[steps:])
     if fetches:
@@ -150,6 +160,7 @@ def _plan_up(turn: Turn, target: Target, want: Want) -> None:
     steps, held = len(turn.steps), len(turn.held)
     approach(turn, target)
     if len(turn.held) > held:
+        _end_load_in_vain(turn, target, turn.held[-1])
         return
     if change is not None:
         if change.action is Action.ADD and want.asked:
@@ -162,12 +173,31 @@ def _plan_up(turn: Turn, target: Target, want: Want) -> None:
         turn.unchanged.append(target.model)
 
 
+def _end_load_in_vain(turn: Turn, target: Target, held: Held) -> None:
+    # Who asked is told; that it happens hours later, when somebody makes room, is not what was meant.
+    override = turn.observed.overrides.get(target.model)
+    if override is None or override.kind is not Kind.LOAD or override.until is not None:
+        return
+    if held.kind is not HeldKind.FAILED:
+        turn.step(Do.END_OVERRIDE, target.model, target.application, f"it cannot be loaded: {held.kind.value}")
+
+
 def _unknown(turn: Turn) -> tuple[Note, ...]:
     held = {each.model for each in turn.held}
     return tuple(
         Note(model, f"its memory is not checked: {target.unknown}")
         for model, target in sorted(turn.desired.targets.items())
         if target.unknown and model not in held
+    )
+
+
+def _drift(turn: Turn) -> tuple[Note, ...]:
+    """What holds by hand and not by the files."""
+    return tuple(
+        Note(model, in_words(override, policy, turn.observed.now))
+        for model, override in sorted(turn.observed.overrides.items())
+        if (target := turn.desired.targets.get(model)) is not None
+        and is_drift(override, policy := target.spec.lifecycle.policy)
     )
 
 

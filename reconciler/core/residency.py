@@ -104,7 +104,8 @@ def _waited_for(turn: Turn, target: Target) -> Want | None:
 def _manual(turn: Turn, target: Target) -> Want | None:
     if target.spec.lifecycle.policy is not Policy.MANUAL:
         return None
-    if turn.live.get(target.model):
+    # One with a schedule is up when that says so.
+    if turn.live.get(target.model) and not target.spec.lifecycle.schedule:
         return Want(Wish.STAY, "manual: it leaves by hand only", pinned=True)
     return Want(Wish.REST, f"manual: `reconcile load {target.model}` loads it", on_request=False)
 

@@ -12,6 +12,7 @@ Of those the smallest sufficient set leaves: the least important first (`priorit
 that were used longest ago.
 """
 
+import bisect
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from reconciler.core.main_memory import PROCESSES, source_of
 from reconciler.core.memory_plan import memory_of
 from reconciler.core.residency import in_time, last_serving
 from reconciler.core.spec import parse_duration
-from reconciler.core.state import Application
+from reconciler.core.state import Application, Status
 from reconciler.core.target import Target
 from reconciler.core.turn import Turn
 from reconciler.core.want import Want, Wish
@@ -30,6 +31,7 @@ from reconciler.core.weights import in_words
 _MOST_WEIGHED = 12
 """Candidates among which every small set is tried; beyond, one after the other leaves until it is enough."""
 _LARGEST_SET_WEIGHED = 3
+_MOST_NAMED = 3
 IN_USE_SECONDS = 10.0
 """For so long after a request a model counts as in use: whoever asked may be about to ask again."""
 
@@ -71,13 +73,13 @@ def find_place(turn: Turn, target: Target, want: Want) -> tuple[Place, str]:
     """
     place, why = _find(turn, target, want)
     if place is Place.QUEUED:
-        turn.queue(target.model, target.demand)
+        turn.queue(target)
     return place, why
 
 
 def _find(turn: Turn, target: Target, want: Want) -> tuple[Place, str]:
     gone = {*turn.leaving, *(app.name for app in turn.live.get(target.model, ()))}
-    mates = _mates(turn, target)
+    mates = mates_of(turn, target)
     rivals = [model for model in mates if model in turn.live or model in turn.reserved]
     rivals = [model for model in rivals if model not in turn.sent_away]
     elder = turn.in_the_way_of(target, gone | _names(turn, _movable(turn, target))) if turn.has_queue() else ""
@@ -93,23 +95,55 @@ def _find(turn: Turn, target: Target, want: Want) -> tuple[Place, str]:
 def _find_by_sending_away(
     turn: Turn, target: Target, want: Want, rivals: Sequence[str], gone: set[str]
 ) -> tuple[Place, str]:
-    evictable = {model for model, other in turn.wants.items() if model != target.model and not other.pinned}
-    movable = _movable(turn, target)
-    stuck = [model for model in rivals if model not in evictable]
-    if stuck or not turn.could_have_room(target, gone | _names(turn, movable), evictable):
-        return Place.NEVER, _no_room(turn, target, stuck)
-    candidates = [each for model in movable if (each := _candidate(turn, model, target, want)) is not None]
+    if reason := no_room_ever(turn, target):
+        return Place.NEVER, reason
+    free = [model for model in _movable(turn, target) if model not in turn.planned]
+    candidates = [each for model in free if (each := _candidate(turn, model, target, want)) is not None]
+    slot = turn.has_slot()
+    # Who leaves already makes room whether or not others load.
+    candidates = [each for each in candidates if slot or each.rank == 0]
     chosen = _who_leaves(turn, target, candidates, gone, rivals)
-    if chosen is None:
-        return Place.QUEUED, _in_use(turn, rivals or movable)
-    if not turn.has_slot() and any(each.rank > 0 for each in chosen):
+    if chosen is None and not slot:
         return Place.QUEUED, "queued behind another load"
+    if chosen is None and _something_goes(turn):
+        return Place.QUEUED, "waits until what is being deleted is gone"
+    if chosen is None:
+        return Place.QUEUED, _in_use(rivals or _movable(turn, target))
     for each in chosen:
         turn.send_away(each.model, _why(target, each))
     return Place.SOON, f"waits until {', '.join(each.model for each in chosen) or 'what leaves'} made room"
 
 
-def _mates(turn: Turn, target: Target) -> list[str]:
+def no_room_ever(turn: Turn, target: Target) -> str:
+    """Why `target` finds no room whoever leaves of those that may; empty where it may find some."""
+    evictable = {model for model, other in turn.wants.items() if model != target.model and not other.pinned}
+    stuck = [
+        model
+        for model in mates_of(turn, target)
+        if model not in evictable and (model in turn.live or model in turn.reserved)
+    ]
+    if stuck:
+        return f"{', '.join(stuck)} of its group {target.spec.lifecycle.group} is up and may not leave"
+    if turn.has_room(target) or _something_goes(turn):
+        return ""
+    gone = {*turn.leaving, *(app.name for app in turn.live.get(target.model, ()))}
+    if turn.could_have_room(target, gone | _names(turn, _movable(turn, target)), evictable):
+        return ""
+    reason = _shortage(turn, target)
+    pinned = sorted(
+        model
+        for model in turn.live
+        if model != target.model and (model not in turn.wants or turn.wants[model].pinned)
+    )
+    return reason + (f"; {', '.join(pinned[:_MOST_WEIGHED])} may not leave" if pinned else "")
+
+
+def _something_goes(turn: Turn) -> bool:
+    """An application is being deleted of which a reconciler that has just started cannot tell what it holds."""
+    return any(app.status is Status.DELETING and app.model is None for app in turn.observed.applications.values())
+
+
+def mates_of(turn: Turn, target: Target) -> list[str]:
     """Models of its group of which anything is there, or that come up in this turn."""
     group = target.spec.lifecycle.group
     if group is None:
@@ -176,10 +210,11 @@ def _rank_of(turn: Turn, model: str, app: Application | None, target: Target, wa
     record = turn.record(model)
     if record is not None and record.previous is not None:
         return None  # It is being replaced, and has no other version to fall back to.
-    if app is None:
-        return 0 if other.wish is not Wish.UP else None
-    if turn.routed(model) != app.name:
-        return 0 if other.wish is not Wish.UP or want.pinned or other.since <= want.since else None
+    if other.wish is Wish.REST:
+        return 0  # It goes anyway.
+    if app is None or turn.routed(model) != app.name:
+        is_next = app is not None and (want.pinned or other.since <= want.since)
+        return 0 if other.wish is not Wish.UP or is_next else None
     stayed = observed.up_seconds.get(app.name, 0.0)
     least = parse_duration(turn.desired.targets[model].spec.lifecycle.min_stay)
     if observed.in_flight is None or stayed < least:
@@ -194,9 +229,9 @@ def _smallest(order: Sequence[Candidate], enough: Callable[[Iterable[Candidate]]
     """The smallest set that is enough, of candidates in the order in which they leave; None where all are not."""
     if enough(()):
         return []
-    number = next((number for number in range(1, len(order) + 1) if enough(order[:number])), None)
-    if number is None:
+    if not enough(order):
         return None
+    number = 1 + bisect.bisect_left(range(1, len(order)), True, key=lambda number: enough(order[:number]))
     # Who is no more important than the last that is needed if one after the other leaves.
     prefix, last = list(order[:number]), order[number - 1]
     tier = [each for each in order if (each.rank, each.priority) <= (last.rank, last.priority)]
@@ -247,30 +282,8 @@ def _shortage(turn: Turn, target: Target) -> str:
     )
 
 
-def _no_room(turn: Turn, target: Target, stuck: Sequence[str]) -> str:
-    if stuck:
-        return f"{', '.join(stuck)} of its group {target.spec.lifecycle.group} is up and may not leave"
-    reason = _shortage(turn, target)
-    pinned = sorted(
-        model
-        for model in turn.live
-        if model != target.model and (model not in turn.wants or turn.wants[model].pinned)
-    )
-    if pinned:
-        reason += f"; {', '.join(pinned[:_MOST_WEIGHED])} may not leave"
-    return reason
-
-
-def _in_use(turn: Turn, models: Iterable[str]) -> str:
-    """What a model waits for that finds no room yet."""
-    counts = turn.observed.in_flight or {}
-    words = []
-    for model in itertools.islice(models, 3):
-        app = last_serving(turn, model)
-        if app is None:
-            words.append(f"{model} comes up")
-        elif counts.get(app.name, 0):
-            words.append(f"{model} is in use")
-        else:
-            words.append(f"{model} came up a short while ago")
-    return f"waits for room: {', '.join(words) or 'nobody can leave'}"
+def _in_use(models: Sequence[str]) -> str:
+    """What a model waits for that finds no room yet; the same words for as long as it waits for the same."""
+    names = sorted(models)
+    more = f" or {len(names) - _MOST_NAMED} others" if len(names) > _MOST_NAMED else ""
+    return f"waits for room: {' or '.join(names[:_MOST_NAMED])}{more} has to leave first, once it may"

@@ -14,8 +14,8 @@ from reconciler.core.spec import Task
 from reconciler.core.state import Json
 
 ENOUGH = 0.8
-"""Share of weights and KV cache that a sleeping engine has given back at least. What else its processes hold (CUDA's
-context, graphs, communicators) stays, and is not counted; but sizes are known to within some percent only."""
+"""Share of weights and KV cache that a sleeping engine has given back at least. What else its processes hold
+(CUDA's context, graphs, communicators) stays, and is not counted; but sizes are known to some percent only."""
 LEFT_FREE = 2 * GIB
 """Bytes of main memory that an engine going to sleep leaves to everybody else."""
 _TEXT = "The quick brown fox"
@@ -60,16 +60,16 @@ def sleep_budget(setting_gib: float | None, main_memory: int) -> int:
     return main_memory // 2 if setting_gib is None else int(setting_gib * GIB)
 
 
-def may_sleep(host_free: int | None, budget: int, asleep_bytes: int, needed: int) -> bool:
-    """Whether an engine may take main memory for its weights.
+def sleep_left(host_free: int | None, budget: int, taken: int) -> int:
+    """Bytes of main memory that further engines may take for their weights.
 
     Args:
         host_free: Bytes that processes can have without swapping now; None where nobody can tell.
         budget: Bytes for all engines of this host together, see `sleep_budget`.
-        asleep_bytes: Bytes that those take which sleep, or have slept.
-        needed: What this one would take, see `Footprint.main_memory`.
+        taken: What those have that sleep, or have slept, see `Footprint.main_memory`.
     """
-    return asleep_bytes + needed <= budget and (host_free is None or needed + LEFT_FREE <= host_free)
+    left = budget - taken
+    return left if host_free is None else min(left, host_free - LEFT_FREE)
 
 
 def not_freed(before: int | None, after: int | None, footprint: Footprint) -> str:

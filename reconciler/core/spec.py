@@ -335,10 +335,11 @@ class Lifecycle(_Section):
     drain_timeout: Duration = "10m"
     """How long requests in flight may take to finish before the model is removed all the same."""
     priority: Annotated[int, Field(ge=0, le=100)] = 50
-    """0 to 100; the higher one is loaded first, and leaves last when room has to be made."""
+    """0 to 100. Of models that are always up the higher one is loaded first; where room has to be made, the lower
+    one leaves first."""
     max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 1000
     """How many requests may wait for the model to come up; further ones are refused at once."""
-    wait_timeout: Duration = "10m"
+    wait_timeout: Duration = "20m"
     """How long a request may wait for the model to come up."""
     schedule: Annotated[tuple[Schedule, ...], Field(max_length=50)] = ()
     """Windows in which the model is pinned."""
@@ -346,6 +347,14 @@ class Lifecycle(_Section):
     """Models of one group are never up together."""
     heal: Literal["on", "off"] = "on"
     """off: drift is reported, not repaired."""
+
+    @model_validator(mode="after")
+    def _asleep_before_gone(self) -> Self:
+        if self.sleep_after is not None and parse_duration(self.sleep_after) >= parse_duration(self.idle_timeout):
+            raise ValueError(
+                f"sleep_after ({self.sleep_after}) is not less than idle_timeout ({self.idle_timeout})"
+            )
+        return self
 
 
 class ModelSpec(_Section):
@@ -370,3 +379,9 @@ class ModelSpec(_Section):
         Annotated[str, Field(max_length=253)],
     ] = Field(default_factory=dict)
     """Free-form labels of your own."""
+
+    @model_validator(mode="after")
+    def _may_sleep(self) -> Self:
+        if self.lifecycle.sleep_after is not None and self.task is Task.TRANSCRIBE:
+            raise ValueError("lifecycle.sleep_after: whether a speech model woke well cannot be checked")
+        return self

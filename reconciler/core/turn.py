@@ -66,6 +66,8 @@ class Turn:
     """Applications whose room will be free soon: deleted, or of a model that goes."""
     wants: dict[str, Want] = field(default_factory=dict)
     """Where each declared model should be."""
+    planned: set[str] = field(default_factory=set)
+    """Models of which this turn has decided already: they cannot be sent away any more."""
     sent_away: dict[str, str] = field(default_factory=dict)
     """Models that leave to make room, with the reason."""
     resting: list[Resting] = field(default_factory=list)
@@ -74,7 +76,7 @@ class Turn:
         placed: dict[str, Demand] = {}
         self._loading = 0
         self._promised: list[tuple[str, Demand]] = []
-        self._queued: dict[str, Demand] = {}
+        self._queued: dict[str, Target] = {}
         self.reserved: dict[str, set[str]] = {}
         """Applications for which room was set aside in this turn, by model."""
         for app in self.observed.applications.values():
@@ -136,10 +138,16 @@ class Turn:
         before = self._ledger.mark()
         self._ledger.release(gone)
         self._ledger.take(target.demand)
-        blocked = (model for model, demand in self._queued.items() if not self._ledger.take(demand))
-        first = next(blocked, "")
+        memory = self._memory_after(gone)
+        blocked = ""
+        for elder in self._queued.values():
+            needed = self.memory_of(elder.config) + self.memory_of(target.config)
+            no_memory = memory is not None and needed > memory and self.memory_of(target.config) > 0
+            if no_memory or not self._ledger.take(elder.demand):
+                blocked = elder.model
+                break
         self._ledger.back_to(before)
-        return first
+        return blocked
 
     def has_slot(self) -> bool:
         """Another application may come up beside those that do already."""
@@ -163,15 +171,20 @@ class Turn:
 
     def _has_memory(self, target: Target, without: Collection[str]) -> bool:
         # What would take the place of another version of its model is tried: who knows what that one gives back.
-        left = self.memory_left()
+        left = self._memory_after(without)
         if left is None or self.options.force or self.live.get(target.model):
             return True
+        return self.memory_of(target.config) <= left
+
+    def _memory_after(self, without: Collection[str]) -> int | None:
+        """Bytes of main memory that nobody has or was promised, once `without` are gone; None where unknown."""
+        free = self.observed.main_memory
         apps = self.observed.applications
         configs = [apps[name].config for name in without if name in apps]
-        if any(config is None for config in configs):
-            return True  # It is being deleted; what it gives back shows when it is gone.
+        if free is None or any(config is None for config in configs):
+            return None  # Of one that is being deleted it shows when it is gone.
         freed = sum(self.memory_of(config) for config in configs if config is not None)
-        return self.memory_of(target.config) <= left + freed
+        return free - self._memory_promised + freed
 
     def memory_of(self, config: Json) -> int:
         """Bytes of main memory that an application takes, where its engine computes on the CPU."""
@@ -221,8 +234,7 @@ class Turn:
         elif not self.claim_load():
             self.step(Do.AWAIT, model, name, "queued behind another load")
         else:
-            self.reserve(model, name, demand)
-            self._memory_promised += self.memory_of(config)
+            self.reserve(model, name, demand, config)
             self.keep[name] = config
             self.step(Do.START, model, name)
 
@@ -233,8 +245,9 @@ class Turn:
         self._loading += 1
         return True
 
-    def reserve(self, model: str, name: str, demand: Demand) -> None:
+    def reserve(self, model: str, name: str, demand: Demand, config: Json) -> None:
         """Set room aside, so that what is planned later in this turn leaves it alone."""
+        self._memory_promised += self.memory_of(config)
         self.reserved.setdefault(model, set()).add(name)
         if not self._ledger.take(demand, name):
             self._promised.append((model, demand))
@@ -243,9 +256,9 @@ class Turn:
         """A model that came earlier waits for room."""
         return bool(self._queued)
 
-    def queue(self, model: str, demand: Demand) -> None:
+    def queue(self, target: Target) -> None:
         """Have a model wait for room; who came later must leave it its way."""
-        self._queued[model] = demand
+        self._queued[target.model] = target
 
     def send_away(self, model: str, why: str) -> None:
         """Have a model leave, so that another one finds room."""
@@ -287,6 +300,7 @@ class Turn:
             and any(replica.state == "RUNNING" for replica in app.replicas)
             and app.name not in observed.ready
             and app.name not in observed.unanswered
+            and app.name not in observed.asleep
         )
 
     def _drain_limit(self, model: str) -> float:

@@ -35,6 +35,11 @@ def fetch_weights(turn: Turn, target: Target) -> bool:
     return bool(missing or target.unresolved)
 
 
+def lacks_weights(turn: Turn, target: Target) -> bool:
+    """Something has to be fetched for it first."""
+    return bool(target.unresolved or _missing(turn, target))
+
+
 def downloads_of(turn: Turn, target: Target) -> tuple[CopyPlan, ...]:
     """What a plan says about the weights that are not there."""
     return tuple(

@@ -23,6 +23,13 @@ def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | N
     return max(0, min(free, limit - used + cached))
 
 
+def total_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
+    """Bytes of main memory that this machine, or this container, has; 0 where nobody says."""
+    total = (_field(meminfo, "MemTotal:") or 0) * 1024
+    limit = _number(cgroup / "memory.max")
+    return total if limit is None else min(total, limit)
+
+
 def _field(file: Path, name: str) -> int | None:
     try:
         lines = file.read_text(encoding="ascii").splitlines()

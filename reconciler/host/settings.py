@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     """Seconds between two full looks at files and cluster, whatever the file watcher says."""
     sleep_memory_gib: Annotated[float, Field(ge=0)] | None = None
     """GiB of main memory that sleeping models may take together; the default is half of what the machine has."""
-    sweep_interval: Seconds = 5.0
+    sweep_interval: Seconds = 10.0
     """Seconds between two looks for models that are idle, or whose schedule begins or ends."""
     max_loads: Annotated[int, Field(ge=1, le=1000)] | None = None
     """How many models may be coming up at a time; the default is one for every four cores."""

@@ -5,11 +5,12 @@ run beside the loop), and last the one PUT, guarded by a second look.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from reconciler.core.application import adapter_names, basis_of
 from reconciler.core.desired import Desired
 from reconciler.core.keep import recent_after, what_to_keep
+from reconciler.core.memory_plan import footprint_of
 from reconciler.core.plan import Do, Plan, Step
 from reconciler.core.planner import observed_digest
 from reconciler.core.state import Application, Json, Observed, Record
@@ -20,7 +21,8 @@ from reconciler.loop.after_stop import AfterStop
 from reconciler.loop.edges import Edges
 from reconciler.loop.memory import Memory
 from reconciler.loop.overrides import OverrideStore
-from reconciler.loop.probe import ProbeError, probe
+from reconciler.loop.probe import ProbeError, probe, warm_up
+from reconciler.loop.sleeping import Sleeping
 from reconciler.ray_serve.client import ServeClient, ServeRefusedError
 from reconciler.ray_serve.observed import applications
 from reconciler.ray_serve.reasons import is_vague, reason_from_log
@@ -46,6 +48,7 @@ class Actor:
         after_start: Measures what came up.
         after_stop: Follows what goes to its end.
         overrides: What was asked for by hand.
+        sleeping: Puts engines to sleep and wakes them; None where none can.
         keep_versions: Of how many earlier versions of a model the weights stay.
         wake: Called when a probe ended, so that the loop takes its next turn at once.
     """
@@ -63,6 +66,7 @@ class Actor:
         after_start: AfterStart,
         after_stop: AfterStop,
         overrides: OverrideStore,
+        sleeping: Sleeping | None = None,
         keep_versions: int,
         wake: Callable[[], None],
     ) -> None:
@@ -76,6 +80,7 @@ class Actor:
         self._after_start = after_start
         self._after_stop = after_stop
         self._overrides = overrides
+        self._sleeping = sleeping
         self._keep_versions = keep_versions
         self._wake = wake
         self._probes: dict[str, asyncio.Task[None]] = {}
@@ -90,19 +95,11 @@ class Actor:
         by_kind: dict[Do, list[Step]] = {}
         for step in plan.steps:
             by_kind.setdefault(step.do, []).append(step)
-        for step in by_kind.get(Do.FAIL, ()):
-            await self._fail(step, observed)
-        for step in by_kind.get(Do.KEEP_PREVIOUS, ()):
-            self._keep_previous(step, observed)
-        for step in by_kind.get(Do.RECORD, ()):
-            self._record(step, desired)
-            self._after_start.measure(desired.targets[step.model], observed)
-        for step in by_kind.get(Do.END_OVERRIDE, ()):
-            override = observed.overrides.get(step.model)
-            if override is not None:
-                self._overrides.end(override, step.why)
+        await self._note(by_kind, desired, observed)
         self._fetch(by_kind.get(Do.FETCH, []), desired, observed)
         await self._route(by_kind.get(Do.ROUTE, []), by_kind.get(Do.UNROUTE, []), observed)
+        if self._sleeping is not None:
+            self._sleep_and_wake(self._sleeping, by_kind, desired, observed)
         for step in by_kind.get(Do.PROBE, ()):
             self._start_probe(step, desired)
         if plan.applications is not None:
@@ -115,6 +112,35 @@ class Actor:
         for task in self._probes.values():
             task.cancel()
         await asyncio.gather(*self._probes.values(), return_exceptions=True)
+
+    async def _note(self, steps: Mapping[Do, list[Step]], desired: Desired, observed: Observed) -> None:
+        """What must be on disk before anything else happens."""
+        for step in steps.get(Do.FAIL, ()):
+            await self._fail(step, observed)
+        for step in steps.get(Do.KEEP_PREVIOUS, ()):
+            self._keep_previous(step, observed)
+        for step in steps.get(Do.FORGET_PREVIOUS, ()):
+            self._memory.forget_previous(step.model)
+        for step in steps.get(Do.RECORD, ()):
+            self._record(step, desired)
+            self._after_start.measure(desired.targets[step.model], observed)
+        for step in steps.get(Do.END_OVERRIDE, ()):
+            override = observed.overrides.get(step.model)
+            if override is not None:
+                self._overrides.end(override, step.why)
+
+    def _sleep_and_wake(
+        self, sleeping: Sleeping, steps: Mapping[Do, list[Step]], desired: Desired, observed: Observed
+    ) -> None:
+        if not desired.unreadable:
+            wanted = {target.application for target in desired.targets.values()}
+            sleeping.forget(observed.applications.keys(), wanted)
+        for step in steps.get(Do.SLEEP, ()):
+            footprint = footprint_of(desired.targets[step.model])
+            if footprint is not None:
+                sleeping.sleep(step.model, step.application, footprint)
+        for step in steps.get(Do.WAKE, ()):
+            sleeping.wake(step.application)
 
     async def _fail(self, step: Step, observed: Observed) -> None:
         reason = step.why
@@ -208,8 +234,11 @@ class Actor:
             log.info("model.ready", model=step.model, application=name)
         finally:
             self._memory.probing.discard(name)
-            self._probes.pop(name, None)
             self._wake()
+        # It gets the traffic meanwhile; whoever asks first need not pay for what this costs once.
+        if name in self._memory.ready:
+            await warm_up(f"{self._serve_url}/{name}", step.model, task)
+        self._probes.pop(name, None)
 
     async def _put(self, plan: Plan, desired: Desired, observed: Observed) -> None:
         assert plan.applications is not None

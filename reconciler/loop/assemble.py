@@ -8,16 +8,20 @@ from urllib.parse import urlsplit
 
 from reconciler.activator.app import Activator
 from reconciler.core.fitting import Fitter
+from reconciler.core.sleep import sleep_budget
+from reconciler.core.spec import Task
 from reconciler.core.turn import Options
 from reconciler.edge.edge import Edge, EdgeStartError
 from reconciler.edge.options import EdgeOptions
-from reconciler.host.main_memory import available_bytes
+from reconciler.host.main_memory import available_bytes, total_bytes
 from reconciler.host.settings import Settings
 from reconciler.host.templates import read_template
 from reconciler.loop.act import Actor
 from reconciler.loop.after_start import AfterStart
 from reconciler.loop.after_stop import AfterStop
 from reconciler.loop.edges import Edges
+from reconciler.loop.engine_memory import EngineMemory
+from reconciler.loop.fixed_prompt import ask_fixed
 from reconciler.loop.front_door import FrontDoor
 from reconciler.loop.gpus import gpu_observer
 from reconciler.loop.load_times import LoadTimes
@@ -28,8 +32,10 @@ from reconciler.loop.observe import Observer
 from reconciler.loop.overrides import OverrideStore
 from reconciler.loop.rendering import make_renderer, platform_of
 from reconciler.loop.report import Reporter
+from reconciler.loop.sleeping import Sleeping
 from reconciler.loop.weights import make_facts, make_weights
 from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
+from reconciler.ray_serve.engine_calls import EngineCalls, gcs_address
 from reconciler.sources.folder import FolderSource
 from reconciler.weights.facts import FactsStore
 from reconciler.weights.store import WeightStore
@@ -68,6 +74,7 @@ async def assembled(
         activator = Activator(serve_url)
         weights = make_weights(settings, read_only=read_only, ask_hub=ask_hub)
         facts = make_facts(settings, read_only=read_only, ask_hub=ask_hub)
+        sleeping = _sleeping(settings, client, memory, serve_url)
         observer = Observer(
             client,
             edge,
@@ -75,6 +82,8 @@ async def assembled(
             weights,
             overrides=overrides,
             load_times=load_times,
+            sleeping=sleeping,
+            sleep_budget=sleep_budget(settings.sleep_memory_gib, total_bytes()),
             activator=activator if with_activator else None,
             gpus=gpu_observer(settings, client, memory),
             main_memory=available_bytes if _is_here(settings.ray_dashboard) else None,
@@ -97,6 +106,8 @@ async def assembled(
         )
         weights.revisions.wake = facts.wake = overrides.wake = activator.wake = loop.wake
         weights.wake = functools.partial(_after_a_download, facts, loop)
+        if sleeping is not None:
+            sleeping.wake_loop = loop.wake
         actor = Actor(
             client,
             edge,
@@ -111,6 +122,7 @@ async def assembled(
             after_start=AfterStart(client, measuring, fitter, facts),
             after_stop=AfterStop(here=_is_here(settings.ray_dashboard)),
             overrides=overrides,
+            sleeping=sleeping,
             keep_versions=settings.keep_versions,
             wake=loop.wake,
         )
@@ -119,8 +131,24 @@ async def assembled(
             yield Parts(loop, actor, front_door, Reporter(), edge, activator, weights, overrides)
         finally:
             await actor.close()
+            if sleeping is not None:
+                await sleeping.close()
             await facts.close()
             await weights.close()
+
+
+def _sleeping(settings: Settings, client: ServeClient, memory: Memory, serve_url: str) -> Sleeping | None:
+    """Sleep and wake; None where engines compute on the CPU, which cannot sleep."""
+    if settings.device != "cuda":
+        return None
+
+    async def ask(application: str, model: str) -> str:
+        record = memory.records.get(model)
+        task = record.spec.get("task", Task.GENERATE) if record is not None else Task.GENERATE
+        return await ask_fixed(f"{serve_url}/{application}", model, task)
+
+    calls = EngineCalls(lambda: gcs_address(client), settings.ray_token_path)
+    return Sleeping(settings.state_dir, calls, ask, EngineMemory(client.actors).held)
 
 
 def _after_a_download(facts: FactsStore, loop: Loop) -> None:

@@ -79,7 +79,7 @@ class ByHand:
             raise CommandRefusedError(_NOT_FOUND, f"no valid model file declares {name[:_LONGEST_NAME]!r}", near)
         policy = target.spec.lifecycle.policy
         window = self._loop.last.observed.windows.get(target.model)
-        if window is not None and window.open:
+        if window is not None and window.open and kind in (Kind.UNLOAD, Kind.UNPIN):
             policy = Policy.PINNED  # Until the window closes.
         now = time.time()
         try:

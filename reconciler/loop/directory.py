@@ -85,12 +85,19 @@ def _undeclared(model: str, view: _View, created: int) -> Entry:
     """A model whose file is invalid or going: it keeps the aliases that were last recorded."""
     record = view.observed.records.get(model)
     spec = record.spec if record is not None else {}
-    application = view.next_route(model)
+    application, held = view.next_route(model), view.held.get(model)
+    if application is not None:
+        state, reason = ModelState.LOADED, ""
+    elif held is not None:
+        state, reason = ModelState.LOADING, held.reason
+    else:
+        state, reason = ModelState.UNLOADING, "it is not declared any more"
     return Entry(
         name=model,
-        state=ModelState.LOADED if application is not None else ModelState.UNLOADING,
+        state=state,
         application=application,
-        reason="" if application is not None else "it is not declared any more",
+        reason=reason,
+        holds=held is not None and any(step.do in _COMING for step in view.steps.get(model, ())),
         aliases=tuple(spec.get("aliases", ())),
         adapters=tuple(adapter["name"] for adapter in spec.get("adapters", ())),
         task=spec.get("task", "generate"),
@@ -114,7 +121,7 @@ def _with_state(entry: Entry, target: Target, view: _View) -> Entry:
             state=ModelState.FAILED,
             reason=f"{held.kind.value}: {held.reason}",
             retry_after=retry,
-            holds=held.on_request,
+            holds=held.on_request and held.retry_at is None,
         )
     steps = view.steps.get(model, ())
     if any(step.do is Do.FAIL for step in steps):
@@ -122,6 +129,8 @@ def _with_state(entry: Entry, target: Target, view: _View) -> Entry:
         return replace(entry, state=ModelState.LOADING, reason="it failed to load", holds=True)
     step = next((step for step in steps if step.do in _COMING), None)
     words = "" if step is None else step.why or "it is being started"
+    if resting is not None and words == resting.reason:
+        words = ""
     if step is not None and step.do is Do.FETCH:
         words += _progress(target, observed)
     if resting is not None or not steps:

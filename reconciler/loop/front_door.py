@@ -2,8 +2,10 @@
 
 import contextlib
 import time
+from dataclasses import replace
 
 from reconciler.activator.app import Activator
+from reconciler.activator.directory import Directory, ModelState
 from reconciler.core.desired import Desired
 from reconciler.core.plan import Plan
 from reconciler.core.state import Observed
@@ -49,5 +51,17 @@ class FrontDoor:
 
     def publish(self, desired: Desired, observed: Observed, plan: Plan) -> None:
         """Tell the activator what there is, as it will be once this turn's steps are done."""
-        if self._activator is not None:
-            self._activator.directory = build_directory(desired, observed, plan, created=self._created)
+        if self._activator is None:
+            return
+        directory = build_directory(desired, observed, plan, created=self._created)
+        if desired.unreadable:
+            directory = _with_those_of(self._activator.directory, directory, desired.unreadable)
+        self._activator.directory = directory
+
+
+def _with_those_of(before: Directory, now: Directory, unreadable: str) -> Directory:
+    """The models that were known before the source became unreadable are no less declared: requests may wait."""
+    reason = f"the model files cannot be read: {unreadable}"
+    lost = [entry for entry in before.entries if now.find(entry.name) is None]
+    kept = [replace(each, application=None, state=ModelState.UNLOADED, reason=reason, holds=True) for each in lost]
+    return Directory([*now.entries, *kept], settled=before.settled)

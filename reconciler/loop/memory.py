@@ -66,6 +66,12 @@ class Memory:
         record = self.records.get(model) or Record(model, "", config["name"], {})
         self.record(dataclasses.replace(record, previous=config))
 
+    def forget_previous(self, model: str) -> None:
+        """No version has to come back any more."""
+        record = self.records.get(model)
+        if record is not None:
+            self.record(dataclasses.replace(record, previous=None))
+
     def fail(self, model: str, application: str, reason: str, now: float, basis: str = "") -> Failure:
         """Note that a version could not be brought up; gives the note with the time of the next try.
 

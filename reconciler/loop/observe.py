@@ -10,12 +10,13 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from reconciler.core.application import adapter_names
 from reconciler.core.desired import Desired
 from reconciler.core.fitting import Cluster
 from reconciler.core.main_memory import source_of
+from reconciler.core.sleep import sleep_left
 from reconciler.core.state import Application, Observed, Waiting
 from reconciler.core.weights import Copy, CopyState, Role
 from reconciler.core.windows import Window, window_of
@@ -25,12 +26,21 @@ from reconciler.loop.gpus import GpuObserver
 from reconciler.loop.load_times import LoadTimes
 from reconciler.loop.memory import Memory
 from reconciler.loop.overrides import OverrideStore
+from reconciler.loop.sleeping import Sleeping
 from reconciler.ray_serve.client import ServeClient
 from reconciler.ray_serve.observed import applications, serve_settings
 from reconciler.weights.store import WeightStore
 
 _MARKS = {Role.MODEL: "config.json", Role.ADAPTER: "adapter_config.json", Role.TOKENIZER: ""}
 _FIELDS = {Role.MODEL: "source.path", Role.ADAPTER: "adapters.path", Role.TOKENIZER: "source.tokenizer"}
+
+
+class _Sleepers(TypedDict, total=False):
+    asleep: frozenset[str]
+    turning: frozenset[str]
+    insomniac: Mapping[str, str]
+    broken: Mapping[str, str]
+    sleep_left: int
 
 
 class InFlightCounter(Protocol):
@@ -55,6 +65,8 @@ class Observer:
         memory: What was remembered.
         overrides: What was asked for by hand.
         load_times: How long loads took.
+        sleeping: Who sleeps; None where no engine can.
+        sleep_budget: Bytes of main memory that sleepers may take together.
         weights: The weights on disk, and on their way.
         activator: The front door's second half, where it runs in this process.
         gpus: Looks at the cluster's GPUs; None where no model can reserve any.
@@ -71,6 +83,8 @@ class Observer:
         *,
         overrides: OverrideStore,
         load_times: LoadTimes,
+        sleeping: Sleeping | None = None,
+        sleep_budget: int = 0,
         activator: InFlightCounter | None = None,
         gpus: GpuObserver | None = None,
         main_memory: Callable[[], int | None] | None = None,
@@ -82,6 +96,8 @@ class Observer:
         self._weights = weights
         self._overrides = overrides
         self._load_times = load_times
+        self._sleeping = sleeping
+        self._sleep_budget = sleep_budget
         self._activator = activator
         self._gpus = gpus
         self._main_memory = main_memory
@@ -123,6 +139,7 @@ class Observer:
             up_seconds=self._memory.up_seconds(),
             waiting=self._activator.waiting() if self._activator is not None else {},
             load_seconds=self._load_times.expected(),
+            **self._sleepers(),
             overrides=self._overrides.active(),
             windows=_windows(desired, now),
             ready=frozenset(self._memory.ready),
@@ -138,6 +155,19 @@ class Observer:
             weights=await self._weights_for(desired, apps, sizes=sizes),
             now=now,
         )
+
+    def _sleepers(self) -> "_Sleepers":
+        sleeping = self._sleeping
+        if sleeping is None:
+            return {}
+        free = self._main_memory() if self._main_memory is not None else None
+        return {
+            "asleep": sleeping.asleep,
+            "turning": sleeping.going_to_sleep | sleeping.waking,
+            "insomniac": sleeping.demoted,
+            "broken": sleeping.failed,
+            "sleep_left": sleep_left(free, self._sleep_budget, sum(sleeping.main_memory.values())),
+        }
 
     async def _weights_for(
         self, desired: Desired, apps: Mapping[str, Application], *, sizes: bool

@@ -104,14 +104,17 @@ class OverrideStore:
 
     def _drop_past(self) -> None:
         now = self._wall_clock()
-        self._drop([override for override in self._kept.values() if override.ended(now)], "its time is over")
+        ended = [override for override in self._kept.values() if override.ended(now)]
+        following = [each for override in ended if (each := rules.next_of(override, now)) is not None]
+        self._drop(ended, "its time is over", following)
 
-    def _drop(self, gone: list[Override], why: str) -> None:
+    def _drop(self, gone: list[Override], why: str, following: Iterable[Override] = ()) -> None:
         if not gone:
             return
         for override in gone:
             del self._kept[override.model]
             log.info("override.ended", model=override.model, kind=override.kind.value, why=why)
+        self._kept |= {override.model: override for override in following}
         try:
             _write(self._file, self._kept.values())
         except OSError as error:

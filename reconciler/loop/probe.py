@@ -12,6 +12,7 @@ import aiohttp
 from reconciler.core.spec import Task
 
 _PAUSE_SECONDS = 0.5
+_WARM_UP_SECONDS = 60.0
 _OK = 200
 _NOT_UP_YET = (404, 500, 502, 503, 504)
 _TEXT = "Hello"
@@ -50,15 +51,31 @@ async def probe(base_url: str, model: str, task: str, *, patience: float) -> Non
             await asyncio.sleep(_PAUSE_SECONDS)
 
 
+async def warm_up(base_url: str, model: str, task: str) -> None:
+    """Ask for a sampled token, which costs an engine seconds the first time. Whether it answers matters to nobody.
+
+    Args:
+        base_url: The application's own route at Serve's HTTP proxy.
+        model: The model's name.
+        task: What the model does, a `Task` value.
+    """
+    if task == Task.GENERATE:
+        body = {"model": model, "prompt": _TEXT, "max_tokens": 1, "temperature": 1}
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_WARM_UP_SECONDS)) as session:
+            await _ask(session, f"{base_url}/v1/completions", body)
+
+
 def _requests(model: str, task: str) -> list[tuple[str, dict[str, Any] | None]]:
     """Requests by falling preference; the first that is answered will do."""
     match task:
         case Task.GENERATE:
-            chat = {"model": model, "messages": [{"role": "user", "content": _TEXT}], "max_tokens": 1}
+            # Greedy: a sampled answer costs seconds more the first time, which nobody has to wait for (`warm_up`).
+            short = {"max_tokens": 1, "temperature": 0}
+            chat = {"model": model, "messages": [{"role": "user", "content": _TEXT}], **short}
             # A base model has no chat template.
             return [
                 ("/v1/chat/completions", chat),
-                ("/v1/completions", {"model": model, "prompt": _TEXT, "max_tokens": 1}),
+                ("/v1/completions", {"model": model, "prompt": _TEXT, **short}),
             ]
         case Task.EMBED:
             return [("/v1/embeddings", {"model": model, "input": _TEXT})]

@@ -3,37 +3,32 @@
     planner -> act -> `Sleeping` -> ray_serve.engine_calls -> engines
                           `- asks the fixed prompt, counts freed memory -> asleep.json, properties -> next turn
 
-Whoever is in `failed` may not have traffic again: its engine may sleep, or be broken. The loop removes such versions.
+Who is in `failed` may not have traffic again: its engine may sleep, or be broken. The loop removes such versions.
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import json
-import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import aiohttp
-import pynvml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from reconciler.core.sleep import (
     Demotion,
     Footprint,
-    answer_in,
-    engine_processes,
-    fixed_prompt,
     not_freed,
     other_answer,
     still_meant,
 )
-from reconciler.core.state import Json
 from reconciler.host.files import write_atomic
 from reconciler.host.log import get_logger
+from reconciler.loop.fixed_prompt import NoAnswerError
 from reconciler.ray_serve.engine_calls import EngineCalls, EngineRefusedError
 
 log = get_logger()
@@ -43,17 +38,10 @@ _LARGEST = 16 * 2**20
 _SETTLE_SECONDS = 5.0
 """How long freed memory may take to show in the driver's accounts of processes."""
 _SETTLE_PAUSE_SECONDS = 0.25
-_DRIVER_SECONDS = 10.0
-_ANCESTORS = 64
-_OK = 200
 
 
 class CheckFailedError(Exception):
     """A version did not stand a check; the text says which."""
-
-
-class NoAnswerError(Exception):
-    """A version did not answer the fixed prompt; the text says what it said instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +94,7 @@ class Sleeping:
         self._ask = ask
         self._held = held
         self._wall_clock = wall_clock
-        self._wake_loop = wake_loop
+        self.wake_loop = wake_loop
         self._slept, self._demotions = _read(self._file)
         self._going: dict[str, asyncio.Task[None]] = {}
         self._waking: dict[str, asyncio.Task[None]] = {}
@@ -155,20 +143,20 @@ class Sleeping:
     # --- what the loop does -------------------------------------------------------------------------------
 
     def sleep(self, model: str, application: str, footprint: Footprint) -> None:
-        """Begin to put a version to sleep, which has no traffic and is drained. Not if it is on its way already."""
+        """Begin to put a version to sleep that has no traffic and is drained; nothing where that was begun."""
         if self._idle(application) and application not in self.asleep_since:
-            work = self._put_to_sleep(model, application, footprint)
+            work = partial(self._put_to_sleep, model, application, footprint)
             self._going[application] = asyncio.create_task(self._see_through(model, application, work))
 
     def wake(self, application: str) -> None:
         """Begin to wake a version that sleeps; it is up once it is neither asleep, waking nor failed."""
         if self._idle(application) and application in self.asleep_since:
             row = self._slept[application]
-            work = self._wake_up(row)
+            work = partial(self._wake_up, row)
             self._waking[application] = asyncio.create_task(self._see_through(row.model, application, work))
 
     def forget(self, there: Collection[str], wanted: Collection[str]) -> None:
-        """Forget applications that are gone.
+        """Forget applications that are gone. For every turn: one may come back under the same name.
 
         Args:
             there: Those that Serve has.
@@ -193,9 +181,9 @@ class Sleeping:
     def _idle(self, application: str) -> bool:
         return application not in self._going.keys() | self._waking.keys() | self._failed.keys()
 
-    async def _see_through(self, model: str, application: str, work: Coroutine[Any, Any, None]) -> None:
+    async def _see_through(self, model: str, application: str, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            await work()
         except (CheckFailedError, EngineRefusedError) as error:
             self._failed[application] = str(error)
             self._demotions[application] = Demotion(model, application, str(error))
@@ -209,7 +197,7 @@ class Sleeping:
         finally:
             self._going.pop(application, None)
             self._waking.pop(application, None)
-            self._wake_loop()
+            self.wake_loop()
 
     async def _put_to_sleep(self, model: str, application: str, footprint: Footprint) -> None:
         began = time.monotonic()
@@ -253,7 +241,7 @@ class Sleeping:
         try:
             self._save()
         except OSError as error:
-            # What it costs: after a restart one that is awake is woken again, or one that was demoted is tried again.
+            # After a restart, one that is awake is woken again, or one that was demoted is tried again.
             log.warning("sleep.unsaved", file=str(self._file), reason=str(error))
 
     def _save(self) -> None:
@@ -287,145 +275,3 @@ def _read(file: Path) -> tuple[dict[str, Slept], dict[str, Demotion]]:
 
 def _list(value: Any) -> list[Any]:  # noqa: ANN401 -- as JSON has it
     return value if isinstance(value, list) else []
-
-
-# --- the fixed prompt ---------------------------------------------------------------------------------------
-
-
-async def ask_fixed(base_url: str, model: str, task: str, *, patience: float = 60.0) -> str:
-    """What a version answers to the fixed prompt, in a form that can be compared.
-
-    Args:
-        base_url: The application's own route at Serve's HTTP proxy.
-        model: The model's name.
-        task: What the model does, a `Task` value.
-        patience: Seconds to wait.
-
-    Raises:
-        NoAnswerError: It did not answer, or there is nothing to ask such a model.
-    """
-    request = fixed_prompt(model, task)
-    if request is None:
-        raise NoAnswerError(f"there is no fixed prompt for the task {task}")
-    path, body = request
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=patience)) as session,
-            session.post(base_url + path, json=body) as answer,
-        ):
-            text = await answer.text(errors="replace")
-            said = answer_in(json.loads(text)) if answer.status == _OK else ""
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError) as error:
-        raise NoAnswerError(str(error) or type(error).__name__) from error
-    if not said:
-        raise NoAnswerError(f"HTTP {answer.status}: {' '.join(text.split())[:300]}")
-    return said
-
-
-# --- freed memory -------------------------------------------------------------------------------------------
-
-
-class EngineMemory:
-    """The memory on GPUs that an application's processes hold, as this machine's driver counts it.
-
-    Args:
-        actors: The actors that are alive, as Ray's state API describes them in detail.
-        by_process: Bytes on all GPUs of this machine by process number; may hang.
-        proc: Where the kernel tells of processes.
-    """
-
-    def __init__(
-        self,
-        actors: Callable[[], Awaitable[list[Json]]],
-        *,
-        by_process: Callable[[], Mapping[int, int]] | None = None,
-        proc: Path = Path("/proc"),
-    ) -> None:
-        self._actors = actors
-        self._by_process = by_process or gpu_memory_by_process
-        self._proc = proc
-
-    async def held(self, application: str) -> int | None:
-        """Bytes of an application's replicas, their engines' workers, and what those started.
-
-        None where nobody can tell: some of them are on another machine, or the driver does not answer, or knows
-        none of them (in a container), or does not say how much each has.
-        """
-        nodes = engine_processes(await self._actors(), application)
-        processes = {pid for pids in nodes.values() for pid in pids}
-        if not all(self._is_here(pid, node) for node, pids in nodes.items() for pid in pids):
-            return None
-        found = await _in_a_thread(self._by_process, _DRIVER_SECONDS)
-        return sum(size for pid, size in (found or {}).items() if processes & {pid, *self._ancestors(pid)}) or None
-
-    def _is_here(self, pid: int, node: str) -> bool:
-        # Workers are children of their raylet, which says on its command line which node it is.
-        parent = next(self._ancestors(pid), 0)
-        with contextlib.suppress(OSError):
-            return f"--node_id={node}".encode() in (self._proc / str(parent) / "cmdline").read_bytes().split(b"\0")
-        return False
-
-    def _ancestors(self, pid: int) -> Iterator[int]:
-        for _ in range(_ANCESTORS):
-            try:
-                # "1234 (name) S 1 ...", and a name may itself hold spaces and brackets.
-                stat = (self._proc / str(pid) / "stat").read_text(errors="replace")
-                pid = int(stat.rpartition(")")[2].split()[1])
-            except (OSError, ValueError, IndexError):
-                return
-            yield pid
-
-
-def gpu_memory_by_process() -> dict[int, int]:
-    """Bytes on all GPUs of this machine by process number; those of whom the driver does not say count 0.
-
-    Raises:
-        pynvml.NVMLError: There is no driver, or it is in trouble. It may also never come back.
-    """
-    found: dict[int, int] = {}
-    pynvml.nvmlInit()
-    try:
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            for handle in _handles(pynvml.nvmlDeviceGetHandleByIndex(index)):
-                for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                    found[process.pid] = found.get(process.pid, 0) + (process.usedGpuMemory or 0)
-    finally:
-        # It counts its users; `host.nvml` is another.
-        pynvml.nvmlShutdown()
-    return found
-
-
-def _handles(gpu: Any) -> Iterator[Any]:  # noqa: ANN401 -- NVML's handle
-    """A GPU's own, or those of its instances where MIG is on."""
-    try:
-        divided = pynvml.nvmlDeviceGetMigMode(gpu)[0] == pynvml.NVML_DEVICE_MIG_ENABLE
-    except pynvml.NVMLError_NotSupported:
-        divided = False
-    if not divided:
-        yield gpu
-        return
-    for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
-        with contextlib.suppress(pynvml.NVMLError_NotFound):
-            yield pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, number)
-
-
-async def _in_a_thread(read: Callable[[], Mapping[int, int]], seconds: float) -> Mapping[int, int] | None:
-    """What a read gives that may hang for ever: then, as when it fails, nothing. Such a thread keeps no process up."""
-    loop, answer = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
-
-    def give(found: Mapping[int, int] | None) -> None:
-        if not answer.done():
-            answer.set_result(found)
-
-    def work() -> None:
-        found = None
-        with contextlib.suppress(pynvml.NVMLError):
-            found = read()
-        with contextlib.suppress(RuntimeError):  # The loop is closed; nobody waits any more.
-            loop.call_soon_threadsafe(give, found)
-
-    threading.Thread(target=work, name="nvml-processes", daemon=True).start()
-    try:
-        return await asyncio.wait_for(answer, seconds)
-    except TimeoutError:
-        return None

@@ -116,6 +116,17 @@ class ServeClient:
         except (ServeRefusedError, ServeUnreachableError):
             return ""
 
+    async def actors(self) -> list[Json]:
+        """The actors that are alive, as Ray's state API describes them.
+
+        Raises:
+            ServeUnreachableError: Ray's dashboard did not answer.
+        """
+        alive = "detail=1&limit=10000&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+        answer = json.loads(await self._call("GET", f"/api/v0/actors?{alive}"))
+        rows: list[Json] = ((answer.get("data") or {}).get("result") or {}).get("result") or []
+        return rows
+
     async def start_logs(self, actor_id: str, *, most: int = 2**20) -> list[str]:
         """The beginnings of what a replica and the workers of its engine printed; empty where nobody can say.
 
@@ -127,11 +138,9 @@ class ServeClient:
             most: Bytes that are read of each log. Its end may say anything: requests can get into it.
         """
         assert self._session is not None, "use the client as a context manager"
-        alive = "detail=1&limit=10000&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
         found: list[str] = []
         try:
-            answer = json.loads(await self._call("GET", f"/api/v0/actors?{alive}"))
-            rows: list[Json] = ((answer.get("data") or {}).get("result") or {}).get("result") or []
+            rows = await self.actors()
             group = next((row.get("placement_group_id") for row in rows if row["actor_id"] == actor_id), None)
             for row in rows:
                 if row["actor_id"] != actor_id and (group is None or row.get("placement_group_id") != group):

@@ -1,7 +1,7 @@
 """Engines put to sleep and woken, seen from the reconciler: asks `engine_worker`, the one process that speaks Ray.
 
-It is started with the first call, and anew when it ended, or when nobody can tell what became of a call: a driver of
-Ray's does not survive its Ray. It holds some 200 MB, and a call that has to start it takes seconds more.
+It is started with the first call, and anew when it ended, or when nobody can tell what became of a call: a driver
+of Ray's does not survive its Ray. It holds some 200 MB, and a call that has to start it takes seconds more.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _LONGEST = 300
 
 
 class EngineCallError(Exception):
-    """A call failed, or nobody can tell what became of it: engines may sleep, or be awake, or some of them this."""
+    """A call failed, or nobody can tell what became of it: some engines may sleep, and others may not."""
 
 
 class EngineRefusedError(EngineCallError):

@@ -6,14 +6,14 @@
     {"id": 1, "ok": true, "sleeping": [true, true]}      what each replica says of itself afterwards
     {"id": 1, "refused": "ValueError: ..."}              an engine itself said no
     {"id": 1, "error": "..."}                            there was nobody to ask, so nothing was done
-    {"id": 1, "lost": "..."}                             nobody can tell what was done; better start this process anew
+    {"id": 1, "lost": "..."}                             nobody can tell what was done; start this process anew
 
-Run as `python -m reconciler.ray_serve.engine_worker GCS_ADDRESS`, with RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as Ray
-needs them. It ends when its input does. Calls run side by side, each in a thread, so one that hangs stops no other.
+Run as `python -m reconciler.ray_serve.engine_worker GCS_ADDRESS`, with RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as
+Ray needs them. It ends when its input does. Each call has a thread, so one that hangs stops no other.
 
-`DeploymentHandle.broadcast` reaches every replica that runs, past Serve's routing. Direct streaming changes nothing
-for it: `LLMServer` is the application's deployment all the same (Ray 2.60). vLLM's own endpoints for this are not
-used, because VLLM_SERVER_DEV_MODE, which opens them, opens others with them that let a client run code.
+`DeploymentHandle.broadcast` reaches every replica that runs, past Serve's routing. Direct streaming changes
+nothing for it: `LLMServer` is the application's deployment all the same (Ray 2.60). vLLM's own endpoints for this
+are not used, because VLLM_SERVER_DEV_MODE, which opens them, opens others with them that let a client run code.
 """
 
 import json
