@@ -17,7 +17,7 @@ from reconciler.core.diff import in_place_changes
 from reconciler.core.overrides import Kind
 from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Resting
 from reconciler.core.residency import last_serving
-from reconciler.core.room import Place, find_place, mates_of, no_room_ever
+from reconciler.core.room import Place, find_place, mates_of, no_room_at_rest, no_room_ever
 from reconciler.core.spec import parse_duration
 from reconciler.core.state import Application, Failure, Json, Status, failure_of
 from reconciler.core.target import Target
@@ -63,7 +63,11 @@ def rest(turn: Turn, target: Target, want: Want) -> None:
     if target.waits:
         turn.step(Do.AWAIT, target.model, target.application, target.waits)
         return
-    hold = why_not(turn, target) or (weights_problem(turn, target) if want.on_request else None)
+    hold = why_not(turn, target)
+    if hold is None and want.on_request:
+        hold = weights_problem(turn, target)
+        if hold is None and (why := no_room_at_rest(turn, target)):
+            hold = Held(target.model, HeldKind.NO_ROOM, why, target.file)
     if hold is not None:
         turn.held.append(hold)
     # A request is to wait for a load only, so what a request may bring up is fetched beforehand.

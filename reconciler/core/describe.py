@@ -50,7 +50,7 @@ def _describe_running(target: Target, app: Application, record: Record | None) -
     fields = tuple(
         # The version that runs is the wanted one, so whatever was written differently costs no engine.
         replace(change, effect=Effect.FRONT_DOOR) if change.effect is Effect.NEW_ENGINE else change
-        for change in (field_changes(record.spec, target.fields) if record is not None else ())
+        for change in (_changes(record, target) if record is not None else ())
     )
     cause = f"{target.file} changed"
     if differs_in_place(app, target):
@@ -66,6 +66,11 @@ def _describe_running(target: Target, app: Application, record: Record | None) -
         cause = f"declared in {target.file}, no longer in {record.file}"
         return Change(target.model, Action.FRONT_DOOR, cause, new=app.name, file=target.file)
     return None
+
+
+def _changes(record: Record, target: Target) -> tuple[FieldChange, ...]:
+    # Of a thousand models next to none has changed.
+    return () if record.spec == target.fields else field_changes(record.spec, target.fields)
 
 
 def _phase(turn: Turn, wanted: Application | None, routed: str | None) -> str:

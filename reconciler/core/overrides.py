@@ -99,7 +99,8 @@ def give(
     if for_seconds is None and kind in (Kind.PIN, Kind.UNPIN):
         for_seconds = DEFAULT_SECONDS
     until = None if for_seconds is None else now + for_seconds
-    leaves = until is not None and policy is Policy.MANUAL and kind is not Kind.UNLOAD
+    loaded = current is not None and current.kind is Kind.LOAD and current.until is None
+    leaves = until is not None and policy is Policy.MANUAL and kind is not Kind.UNLOAD and not loaded
     return Override(model, kind, now, until, leaves)
 
 

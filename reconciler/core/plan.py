@@ -237,11 +237,18 @@ class Plan:
     """What is no difference, and yet worth knowing."""
     gpus: tuple[GpuUse, ...] = ()
     """Every GPU, before and after."""
+    by_traffic: frozenset[str] = frozenset()
+    """Models that come or go as traffic has it, which may never end."""
 
     @property
     def settled(self) -> bool:
         """Nothing to do and nothing to wait for."""
         return not self.steps
+
+    @property
+    def done(self) -> bool:
+        """Nothing is left to do or to wait for of what files and operators ask."""
+        return all(step.model in self.by_traffic and step.do is not Do.FETCH for step in self.steps)
 
     @property
     def converged(self) -> bool:

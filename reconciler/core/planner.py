@@ -47,6 +47,7 @@ def make_plan(desired: Desired, observed: Observed, options: Options | None = No
         refused=tuple(turn.refused),
         unchanged=tuple(turn.unchanged),
         resting=tuple(turn.resting),
+        by_traffic=frozenset(turn.by_traffic),
         notes=tuple(
             Note(model, text) for model, target in sorted(desired.targets.items()) for text in target.notes
         )
@@ -93,6 +94,9 @@ def _importance(turn: Turn, target: Target) -> tuple[int, bool, bool, bool, floa
 
 def _plan_declared(turn: Turn, target: Target) -> None:
     model, want = target.model, turn.wants[target.model]
+    leaves = model in turn.live and (model in turn.sent_away or want.wish in (Wish.REST, Wish.SLEEP))
+    if model not in turn.observed.overrides and (leaves or (model in turn.observed.waiting and not want.pinned)):
+        turn.by_traffic.add(model)
     if ended := finished(turn, target):
         turn.step(Do.END_OVERRIDE, model, target.application, ended)
     if model in turn.live and (model in turn.sent_away or want.wish is Wish.REST):

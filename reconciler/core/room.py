@@ -114,6 +114,21 @@ def _find_by_sending_away(
     return Place.SOON, f"waits until {', '.join(each.model for each in chosen) or 'what leaves'} made room"
 
 
+def no_room_at_rest(turn: Turn, target: Target) -> str:
+    """The same for a model of which nothing is there, found out once for all that need the same.
+
+    Main memory is not looked at: how much of it is free changes with everything else on the machine.
+    """
+    if not target.demand.gpus:
+        return ""
+    if target.spec.lifecycle.group is not None:
+        return no_room_ever(turn, target)
+    key = (target.demand, turn.memory.of(target.config))
+    if key not in turn.no_room:
+        turn.no_room[key] = no_room_ever(turn, target)
+    return turn.no_room[key]
+
+
 def no_room_ever(turn: Turn, target: Target) -> str:
     """Why `target` finds no room whoever leaves of those that may; empty where it may find some."""
     evictable = {model for model, other in turn.wants.items() if model != target.model and not other.pinned}
@@ -132,7 +147,7 @@ def no_room_ever(turn: Turn, target: Target) -> str:
     reason = _shortage(turn, target)
     pinned = sorted(
         model
-        for model in turn.live
+        for model in turn.live.keys() | turn.reserved.keys()
         if model != target.model and (model not in turn.wants or turn.wants[model].pinned)
     )
     return reason + (f"; {', '.join(pinned[:_MOST_WEIGHED])} may not leave" if pinned else "")
@@ -271,9 +286,9 @@ def _gpus(target: Target) -> str:
 
 def _shortage(turn: Turn, target: Target) -> str:
     everyone = [app.name for apps in turn.live.values() for app in apps]
-    if not turn.fits_without(target.demand, everyone) or turn.memory_left() is None or target.demand.gpus:
+    if not turn.fits_without(target.demand, everyone) or turn.memory.left() is None or target.demand.gpus:
         return f"it needs {_gpus(target)}; {turn.describe_free()}"
-    needed, left = turn.memory_of(target.config), turn.memory_left() or 0
+    needed, left = turn.memory.of(target.config), max(0, turn.memory.left() or 0)
     weights = turn.observed.folder_bytes.get(source_of(target.config), 0)
     return (
         f"it needs {in_words(needed)} of main memory (weights {in_words(weights)}, KV cache "

@@ -173,6 +173,13 @@ def homes_of(applications: Mapping[str, Application]) -> dict[str, list[str]]:
     }
 
 
+def coming_up(app: Application) -> bool:
+    """The application occupies a loading slot: it is built or its first replica starts."""
+    return app.status in (Status.DEPLOYING, Status.NOT_STARTED) and not any(
+        replica.state == "RUNNING" for replica in app.replicas
+    )
+
+
 def failure_of(failures: Mapping[str, Failure], model: str, application: str, basis: str) -> Failure | None:
     """The failure of a version, or the last one of the same with other sizes; None where there was none."""
     if application in failures:

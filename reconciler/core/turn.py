@@ -5,11 +5,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from reconciler.core.desired import Desired
-from reconciler.core.main_memory import main_memory_of
+from reconciler.core.memory_ledger import MemoryLedger
 from reconciler.core.placement import Ledger
 from reconciler.core.plan import Change, Do, Held, Refusal, Resting, Step
 from reconciler.core.spec import parse_duration
-from reconciler.core.state import Application, Demand, Json, Observed, Record, Status, homes_of
+from reconciler.core.state import Application, Demand, Json, Observed, Record, Status, coming_up, homes_of
 from reconciler.core.target import Target
 from reconciler.core.want import Want
 
@@ -68,9 +68,13 @@ class Turn:
     """Where each declared model should be."""
     planned: set[str] = field(default_factory=set)
     """Models of which this turn has decided already: they cannot be sent away any more."""
+    by_traffic: set[str] = field(default_factory=set)
+    """Models that come or go as traffic has it, not as their files or somebody's hand."""
     sent_away: dict[str, str] = field(default_factory=dict)
     """Models that leave to make room, with the reason."""
     resting: list[Resting] = field(default_factory=list)
+    no_room: dict[tuple[Demand, int], str] = field(default_factory=dict)
+    """Why models at rest would find no room, by what they need; empty where they may."""
 
     def __post_init__(self) -> None:
         placed: dict[str, Demand] = {}
@@ -90,12 +94,7 @@ class Turn:
             else:
                 self.live.setdefault(app.model, []).append(app)
                 self._loading += coming_up(app) or self._proves_itself(app)
-        self._memory_promised = sum(
-            self.memory_of(app.config)
-            for apps in self.live.values()
-            for app in apps
-            if coming_up(app) and app.config is not None
-        )
+        self.memory = MemoryLedger(self.observed)
         self.homes = homes_of(self.observed.applications)
         self._ledger = Ledger(self.observed.nodes, placed, self.homes)
 
@@ -126,10 +125,10 @@ class Turn:
 
     def could_have_room(self, target: Target, without: Collection[str], models: Collection[str]) -> bool:
         """There could be room one day: without these applications, and without what was set aside for `models`."""
-        reserved = {name for model in models for name in self.reserved.get(model, ())}
+        gone = {*without, *(name for model in models for name in self.reserved.get(model, ()))}
         promised = self._promised
         self._promised = [each for each in promised if each[0] not in models]
-        found = self.has_room(target, {*without, *reserved})
+        found = self._finds_place(target.demand, gone) and self._has_memory(target, gone, at_best=True)
         self._promised = promised
         return found
 
@@ -138,11 +137,10 @@ class Turn:
         before = self._ledger.mark()
         self._ledger.release(gone)
         self._ledger.take(target.demand)
-        memory = self._memory_after(gone)
+        memory, own = self.memory.left(gone, at_best=True), self.memory.of(target.config)
         blocked = ""
         for elder in self._queued.values():
-            needed = self.memory_of(elder.config) + self.memory_of(target.config)
-            no_memory = memory is not None and needed > memory and self.memory_of(target.config) > 0
+            no_memory = memory is not None and own > 0 and own + self.memory.of(elder.config) > memory
             if no_memory or not self._ledger.take(elder.demand):
                 blocked = elder.model
                 break
@@ -169,31 +167,12 @@ class Turn:
         self._ledger.back_to(before)
         return found
 
-    def _has_memory(self, target: Target, without: Collection[str]) -> bool:
+    def _has_memory(self, target: Target, without: Collection[str], *, at_best: bool = False) -> bool:
         # What would take the place of another version of its model is tried: who knows what that one gives back.
-        left = self._memory_after(without)
+        left = self.memory.left(without, at_best=at_best)
         if left is None or self.options.force or self.live.get(target.model):
             return True
-        return self.memory_of(target.config) <= left
-
-    def _memory_after(self, without: Collection[str]) -> int | None:
-        """Bytes of main memory that nobody has or was promised, once `without` are gone; None where unknown."""
-        free = self.observed.main_memory
-        apps = self.observed.applications
-        configs = [apps[name].config for name in without if name in apps]
-        if free is None or any(config is None for config in configs):
-            return None  # Of one that is being deleted it shows when it is gone.
-        freed = sum(self.memory_of(config) for config in configs if config is not None)
-        return free - self._memory_promised + freed
-
-    def memory_of(self, config: Json) -> int:
-        """Bytes of main memory that an application takes, where its engine computes on the CPU."""
-        return main_memory_of(config, self.observed.folder_bytes)
-
-    def memory_left(self) -> int | None:
-        """Bytes of main memory that nobody has or was promised; None where it is not known what is free."""
-        free = self.observed.main_memory
-        return None if free is None else max(0, free - self._memory_promised)
+        return self.memory.of(target.config) <= left
 
     def describe_free(self) -> str:
         """What is free, in words."""
@@ -247,7 +226,7 @@ class Turn:
 
     def reserve(self, model: str, name: str, demand: Demand, config: Json) -> None:
         """Set room aside, so that what is planned later in this turn leaves it alone."""
-        self._memory_promised += self.memory_of(config)
+        self.memory.promise(name, config)
         self.reserved.setdefault(model, set()).add(name)
         if not self._ledger.take(demand, name):
             self._promised.append((model, demand))
@@ -317,10 +296,3 @@ class Turn:
             return "requests in flight are unknown, which counts as in use"
         count = self.observed.in_flight.get(app.name, 0)
         return f"{count} request{'s' if count != 1 else ''} in flight"
-
-
-def coming_up(app: Application) -> bool:
-    """The application occupies a loading slot: it is built or its first replica starts."""
-    return app.status in (Status.DEPLOYING, Status.NOT_STARTED) and not any(
-        replica.state == "RUNNING" for replica in app.replicas
-    )

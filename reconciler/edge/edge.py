@@ -121,11 +121,16 @@ class Edge:
         leaving = (await self._api.processes()).leaving
         tables = [{name: Usage(0, None) for name in (await self._api.routes()).values()}, await self._api.usage()]
         for pid in leaving:
-            with contextlib.suppress(EdgeUnreachableError):
+            try:
                 left = {name: use for name, use in (await self._api.usage(f"@!{pid}")).items() if use.in_flight}
-                # The worker that stays has to know, for the other takes its table along when it ends.
-                await self._api.touch(list(left))
-                tables.append(left)
+            except EdgeUnreachableError:
+                # One that has ended meanwhile has nothing in flight; of one that is only silent nobody knows.
+                if pid in (await self._api.processes()).leaving:
+                    raise
+                continue
+            # The worker that stays has to know, for the other takes its table along when it ends.
+            await self._api.touch(list(left))
+            tables.append(left)
         total = add_up(tables)
         self._used = {name for name, use in total.items() if use.idle_seconds is not None}
         return total

@@ -5,6 +5,7 @@ run beside the loop), and last the one PUT, guarded by a second look.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 
 from reconciler.core.application import adapter_names, basis_of
@@ -15,6 +16,7 @@ from reconciler.core.plan import Do, Plan, Step
 from reconciler.core.planner import observed_digest
 from reconciler.core.state import Application, Json, Observed, Record
 from reconciler.core.weights import Copy, Phase
+from reconciler.edge.errors import EdgeUnreachableError
 from reconciler.host.log import get_logger
 from reconciler.loop.after_start import AfterStart
 from reconciler.loop.after_stop import AfterStop
@@ -209,6 +211,9 @@ class Actor:
             names = adapter_names(app.config or {}) if app is not None else ()
             routes |= dict.fromkeys(names, application)
         await self._edge.set_routes(routes)
+        # It may know the version from a life before, long ago.
+        with contextlib.suppress(EdgeUnreachableError):
+            await self._edge.touch([step.application for step in on])
         for step in off:
             log.info("traffic.stopped", model=step.model, application=step.application, cause=step.why)
         for step in on:

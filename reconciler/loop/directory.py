@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from reconciler.activator.directory import Directory, Entry, ModelState
 from reconciler.core.desired import Desired
-from reconciler.core.plan import Do, Plan, Step
+from reconciler.core.plan import Action, Do, Plan, Step
 from reconciler.core.spec import parse_duration
 from reconciler.core.state import Observed, Status
 from reconciler.core.target import Target
@@ -46,6 +46,8 @@ class _View:
         self.observed = observed
         self.held = {held.model: held for held in plan.held}
         self.resting = {resting.model: resting for resting in plan.resting}
+        self.coming_back = {change.model for change in plan.changes if change.action is Action.RESTORE}
+        self.going = {change.model for change in plan.changes if change.action is Action.REMOVE}
         self.steps: dict[str, list[Step]] = {}
         for step in plan.steps:
             self.steps.setdefault(step.model, []).append(step)
@@ -86,18 +88,17 @@ def _undeclared(model: str, view: _View, created: int) -> Entry:
     record = view.observed.records.get(model)
     spec = record.spec if record is not None else {}
     application, held = view.next_route(model), view.held.get(model)
+    state, reason = ModelState.LOADING, held.reason if held is not None else "its file cannot be read now"
     if application is not None:
         state, reason = ModelState.LOADED, ""
-    elif held is not None:
-        state, reason = ModelState.LOADING, held.reason
-    else:
+    elif model in view.going:
         state, reason = ModelState.UNLOADING, "it is not declared any more"
     return Entry(
         name=model,
         state=state,
         application=application,
         reason=reason,
-        holds=held is not None and any(step.do in _COMING for step in view.steps.get(model, ())),
+        holds=state is ModelState.LOADING and any(step.do in _COMING for step in view.steps.get(model, ())),
         aliases=tuple(spec.get("aliases", ())),
         adapters=tuple(adapter["name"] for adapter in spec.get("adapters", ())),
         task=spec.get("task", "generate"),
@@ -113,6 +114,11 @@ def _with_state(entry: Entry, target: Target, view: _View) -> Entry:
     if app is not None and app.status is not Status.DELETING:
         return replace(entry, state=ModelState.LOADED, application=application, reason="")
     wait = _expected_wait(target, observed)
+    others = [step for step in view.steps.get(model, ()) if step.application != target.application]
+    back = [step for step in others if step.do in _COMING]
+    if model in view.coming_back and back:
+        words = f"the version before comes back: {back[0].why or 'it is being started'}"
+        return replace(entry, state=ModelState.LOADING, reason=words, holds=True)
     held, resting = view.held.get(model), view.resting.get(model)
     if held is not None:
         retry = max(1.0, held.retry_at - observed.now) if held.retry_at else _RETRY_FAILED_SECONDS

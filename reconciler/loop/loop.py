@@ -36,6 +36,8 @@ log = get_logger()
 
 BUSY_SECONDS = 0.5
 """Pause between turns while something is under way."""
+_LEAST_PAUSE_SECONDS = 0.05
+"""Between any two turns, however often the loop is woken."""
 _EXPECTED = (ServeUnreachableError, ServeRefusedError, EdgeUnreachableError, OSError)
 """What a turn may meet in a world that is not well. Anything else is a fault of ours, logged with its trace."""
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0)
@@ -113,7 +115,7 @@ class Loop:
         # A hundred new models take seconds to weigh; the activator answers meanwhile.
         desired = await asyncio.to_thread(self._fitter.fitted, read, cluster, facts)
         observed = await self._observer.observe(desired, cluster, sizes=ask_hub)
-        return Look(desired, observed, make_plan(desired, observed, self.options))
+        return Look(desired, observed, await asyncio.to_thread(make_plan, desired, observed, self.options))
 
     async def turn(self, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:
         """One turn: observe, plan, act."""
@@ -123,7 +125,8 @@ class Loop:
         await front_door.note_use()
         await actor.act(look.plan, look.desired, look.observed)
         self._time_loads(look)
-        if look.plan.settled and not look.desired.unreadable:
+        # On a busy machine some model comes or goes at any time.
+        if look.plan.done and not look.desired.unreadable:
             self._forget(look)
         self.last = look
         return look
@@ -147,7 +150,7 @@ class Loop:
                 await self._pause(_RETRY_SECONDS[failures - 1])
                 continue
             failures = 0
-            if look.plan.settled:
+            if look.plan.done:
                 return look
             await self._pause(BUSY_SECONDS)
 
@@ -185,7 +188,7 @@ class Loop:
                     since = self._turns
                     self.wake()
                     await self._settled.wait_for(
-                        lambda: self._turns >= since + 2 and self.last is not None and self.last.plan.settled
+                        lambda: self._turns >= since + 2 and self.last is not None and self.last.plan.done
                     )
             finally:
                 self.options = before
@@ -193,6 +196,7 @@ class Loop:
             return self.last
 
     async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(_LEAST_PAUSE_SECONDS)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._woken.wait(), seconds)
         self._woken.clear()

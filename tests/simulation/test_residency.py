@@ -7,9 +7,10 @@ import pytest
 
 from reconciler.activator.directory import ModelState
 from reconciler.core import residency
-from reconciler.core.overrides import Kind, Override
+from reconciler.core.overrides import Kind, Override, give
 from reconciler.core.plan import Action, HeldKind, Plan
 from reconciler.core.sleep import Footprint
+from reconciler.core.spec import Policy
 from reconciler.core.turn import Options
 from reconciler.core.windows import Window
 
@@ -149,7 +150,7 @@ def test_nobody_leaves_before_its_minimum_stay(world: World) -> None:
     spend(world, 30)
     assert world.serves("a")
     assert not request.over
-    assert "a came up a short while ago" in world.directory.find("b").reason  # type: ignore[union-attr]
+    assert "waits for room: a has to leave first" in world.directory.find("b").reason  # type: ignore[union-attr]
     served(world, request)
 
 
@@ -157,7 +158,7 @@ def test_a_model_in_use_has_its_turn_and_then_answers_to_the_last_byte(world: Wo
     served(world, world.ask("a", 300))
     request, began = world.ask("b"), world.now
     spend(world, 30)
-    assert "a is in use" in world.directory.find("b").reason  # type: ignore[union-attr]
+    assert "waits for room: a has to leave first" in world.directory.find("b").reason  # type: ignore[union-attr]
     later = []
     while not request.over:
         later.append(world.ask("a", 300))
@@ -431,3 +432,62 @@ def test_what_does_not_wake_well_is_loaded_anew_and_sleeps_no_more(sleepers: Wor
     world.broken.clear()
     served(world, request)
     assert world.serves("a")
+
+
+def test_a_manual_model_leaves_when_its_time_is_over(world: World) -> None:
+    world.edit(m=model_file(policy="manual"))
+    given = give(Kind.LOAD, "m", Policy.MANUAL, None, now=world.now, for_seconds=600)
+    assert given is not None
+    world.overrides["m"] = given
+    world.settle()
+    assert world.serves("m")
+    spend(world, 620)
+    assert not world.versions("m")
+
+
+def test_a_replacement_that_needs_room_sends_others_away_whatever_their_names(make_world: MakeWorld) -> None:
+    world = make_world(gpus=1)
+    world.edit(a=on_demand(0.4), b=on_demand(0.3))
+    served(world, world.ask("a"), world.ask("b"))
+    spend(world, 100)
+    world.edit(b=on_demand(0.9))
+    world.until(lambda: world.serves("b"), turns=200)
+    assert not world.versions("a")
+
+
+def test_a_restart_while_a_version_is_deleted_refuses_nobody(world: World) -> None:
+    served(world, world.ask("a"))
+    spend(world, 100)
+    request = world.ask("b")
+    world.until(lambda: any(app.status == "DELETING" for app in world.apps.values()))
+    world.start_process()
+    served(world, request)
+
+
+def test_an_unloaded_model_does_not_come_back_because_it_made_way(world: World) -> None:
+    served(world, world.ask("a"))
+    world.settle()
+    world.edit(a=on_demand(0.8))
+    world.until(lambda: world.memory.records["a"].previous is not None)
+    world.overrides["a"] = Override("a", Kind.UNLOAD, world.now, None)
+    world.settle()
+    assert not world.versions("a")
+    assert not world.overrides
+    assert world.plan().converged
+
+
+def test_a_load_by_hand_that_finds_no_room_is_over(make_world: MakeWorld) -> None:
+    world = make_world(gpus=1)
+    world.edit(a=model_file(share=0.7), b=on_demand(0.7))
+    world.settle()
+    world.overrides["b"] = Override("b", Kind.LOAD, world.now, None)
+    world.settle()
+    assert not world.overrides
+
+
+def test_what_holds_by_hand_is_told_in_the_plan(world: World) -> None:
+    world.overrides["a"] = Override("a", Kind.PIN, world.now, world.now + 7200)
+    plan = world.settle()
+    assert [(note.model, note.text) for note in plan.notes] == [
+        ("a", "pinned by hand for another 1 h 59 min; its file says on_demand")
+    ]

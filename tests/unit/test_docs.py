@@ -23,7 +23,7 @@ from reconciler.core.weights import Phase
 from reconciler.edge.replies import reply_files
 from reconciler.host.settings import Settings
 
-ROOT = Path('/work/main')
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
 

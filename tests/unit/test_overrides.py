@@ -5,6 +5,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,16 @@ def asked(
 @pytest.mark.parametrize("current", [None, held(UNLOAD), held(UNLOAD, HOUR), held(UNPIN, HOUR), held(LOAD)])
 def test_a_load_holds_until_it_is_done_or_for_its_time(policy: Policy, current: Override | None) -> None:
     assert asked(LOAD, policy, current) == Override("m", LOAD, NOW, None)
-    assert asked(LOAD, policy, current, 2 * HOUR) == Override("m", LOAD, NOW, NOW + 2 * HOUR)
+    # A manual model that nobody has loaded for good would else stay for ever.
+    leaves = policy is MANUAL and current != held(LOAD)
+    assert asked(LOAD, policy, current, 2 * HOUR) == Override("m", LOAD, NOW, NOW + 2 * HOUR, leaves)
+
+
+def test_a_manual_model_is_unloaded_when_its_time_is_over() -> None:
+    given = asked(LOAD, MANUAL, None, 60)
+    assert given is not None
+    assert active({"m": given}, NOW + 59) == {"m": given}
+    assert active({"m": given}, NOW + 60) == {"m": Override("m", UNLOAD, NOW + 60, None)}
 
 
 @pytest.mark.parametrize("current", [held(PIN, HOUR), held(LOAD, HOUR)])
@@ -171,7 +181,8 @@ def test_whatever_is_given_holds_is_sound_and_can_be_said(
     assert found is current or is_sound(found)
     assert f"its file says {policy}" in in_words(found, policy, NOW)
     if seconds is not None:
-        assert found == Override("m", kind, NOW, NOW + seconds)
+        assert replace(found, leaves=False) == Override("m", kind, NOW, NOW + seconds)
+        assert found.leaves <= (policy is MANUAL and kind is not UNLOAD)
 
 
 def test_what_is_past_its_end_does_not_hold() -> None:

@@ -10,7 +10,7 @@ import pytest
 from reconciler.core.desired import Desired, Snapshot, compile_desired
 from reconciler.core.overrides import Kind, Override
 from reconciler.core.render import Renderer
-from reconciler.core.residency import finished, in_time, serving, want_of
+from reconciler.core.residency import finished, in_time, last_serving, want_of
 from reconciler.core.state import Application, Failure, Observed, Record, Replica, Status, Waiting
 from reconciler.core.target import Platform, Target
 from reconciler.core.turn import Options, Turn
@@ -243,10 +243,11 @@ USE: list[tuple[int | None, float | None, float | None, Wish]] = [
 
 
 @pytest.mark.parametrize(("in_flight", "idle_for", "up_for", "wish"), USE)
-@pytest.mark.parametrize(("policy", "facts"), [("on_demand", NONE), ("pinned", UNPIN), ("on_demand", UNPIN)])
+@pytest.mark.parametrize("declared", [("on_demand", NONE), ("pinned", UNPIN), ("on_demand", UNPIN)])
 def test_use(
-    in_flight: int | None, idle_for: float | None, up_for: float | None, wish: Wish, policy: str, facts: Facts
+    in_flight: int | None, idle_for: float | None, up_for: float | None, wish: Wish, declared: tuple[str, Facts]
 ) -> None:
+    policy, facts = declared
     more = ", idle_timeout: 60s, min_stay: 5m"
     name = desired(f"policy: {policy}{more}").targets["m"].application
     want = idle(
@@ -309,11 +310,11 @@ def test_the_version_that_serves_is_the_routed_one_or_else_the_last_that_was() -
     old, new = desired("policy: on_demand"), desired("policy: on_demand", length=2)
     before, after = app_of(old.targets["m"]), app_of(new.targets["m"])
     served = {before.name: 50.0, after.name: 5.0}
-    assert serving(turn_of(new, before, after, up_seconds=served), "m") == after
-    assert serving(turn_of(new, before, after, up_seconds=served, routes={"m": before.name}), "m") == before
-    assert serving(turn_of(new, before, after, up_seconds={before.name: 50.0}), "m") == before
-    assert serving(turn_of(new, before, after), "m") is None
-    assert serving(turn_of(new), "m") is None
+    assert last_serving(turn_of(new, before, after, up_seconds=served), "m") == after
+    assert last_serving(turn_of(new, before, after, up_seconds=served, routes={"m": before.name}), "m") == before
+    assert last_serving(turn_of(new, before, after, up_seconds={before.name: 50.0}), "m") == before
+    assert last_serving(turn_of(new, before, after), "m") is None
+    assert last_serving(turn_of(new), "m") is None
 
 
 # --- when what was asked for by hand is done ----------------------------------------------------------------
