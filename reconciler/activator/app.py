@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -89,6 +89,10 @@ class Activator:
     def idle_seconds(self) -> dict[str, float]:
         """Seconds since an application's last request ended, for those that had one; 0 while one is under way."""
         return self._usage.idle_seconds()
+
+    def forget_others(self, applications: Iterable[str]) -> None:
+        """Keep no use in mind but that of these applications, which are all that there are."""
+        self._usage.keep(applications)
 
     def waiting(self) -> dict[str, Waiting]:
         """Requests that wait for a model, by its name.

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -25,6 +25,11 @@ class Usage:
             if not self._running[application]:
                 del self._running[application]
             self._ended[application] = self._clock()
+
+    def keep(self, applications: Iterable[str]) -> None:
+        """Forget when others than these were last used."""
+        kept = set(applications)
+        self._ended = {name: ended for name, ended in self._ended.items() if name in kept}
 
     def in_flight(self) -> dict[str, int]:
         """Requests in flight, for the applications that have any."""

@@ -193,7 +193,8 @@ def why_failed(turn: Turn, app: Application, load_timeout: float | None) -> str:
         return app.failure
     if app.name in turn.observed.unanswered:
         return f"it came up but does not answer: {turn.observed.unanswered[app.name]}"
-    if load_timeout is not None and turn.observed.ages.get(app.name, 0.0) > load_timeout:
+    up = any(replica.state == "RUNNING" for replica in app.replicas)  # Then its first request decides.
+    if load_timeout is not None and not up and turn.observed.ages.get(app.name, 0.0) > load_timeout:
         return f"not up within {load_timeout:.0f} s: {app.message or phase_of(turn, app)}"
     return ""
 

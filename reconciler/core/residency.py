@@ -47,7 +47,9 @@ def last_serving(turn: Turn, model: str) -> Application | None:
     routed = turn.routed(model)
     up = turn.observed.up_seconds
     slept = turn.observed.asleep | turn.observed.turning
-    had_traffic = (app for app in live if app.name == routed or app.name in up or app.name in slept)
+    record = turn.record(model)
+    recorded = record.application if record is not None else ""
+    had_traffic = (app for app in live if app.name in (routed, recorded) or app.name in up or app.name in slept)
     return min(had_traffic, key=lambda app: (app.name != routed, up.get(app.name, 0.0)), default=None)
 
 

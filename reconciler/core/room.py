@@ -82,7 +82,7 @@ def _find(turn: Turn, target: Target, want: Want) -> tuple[Place, str]:
     mates = mates_of(turn, target)
     rivals = [model for model in mates if model in turn.live or model in turn.reserved]
     rivals = [model for model in rivals if model not in turn.sent_away]
-    elder = turn.in_the_way_of(target, gone | _names(turn, _movable(turn, target))) if turn.has_queue() else ""
+    elder = turn.in_the_way_of(target, gone | _names(turn, _movable(turn, target))) if turn.queue_of() else ""
     if elder:
         return Place.QUEUED, f"queued behind {elder}"
     if not mates and turn.has_room(target):
@@ -237,7 +237,12 @@ def _rank_of(turn: Turn, model: str, app: Application | None, target: Target, wa
     quiet = observed.idle_seconds.get(app.name, 0.0) >= IN_USE_SECONDS and not observed.in_flight.get(app.name, 0)
     if quiet and model not in observed.waiting:
         return 1
-    return 2 if stayed >= observed.load_seconds.get(target.model, 0.0) else None
+    # A turn lasts as long for whoever waits, so that the first in the queue gets the first grip.
+    return (
+        2
+        if stayed >= max(observed.load_seconds.get(name, 0.0) for name in (target.model, *turn.queue_of()))
+        else None
+    )
 
 
 def _smallest(order: Sequence[Candidate], enough: Callable[[Iterable[Candidate]], bool]) -> list[Candidate] | None:

@@ -337,7 +337,7 @@ class Lifecycle(_Section):
     priority: Annotated[int, Field(ge=0, le=100)] = 50
     """0 to 100. Of models that are always up the higher one is loaded first; where room has to be made, the lower
     one leaves first."""
-    max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 1000
+    max_waiting: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """How many requests may wait for the model to come up; further ones are refused at once."""
     wait_timeout: Duration = "20m"
     """How long a request may wait for the model to come up."""

@@ -231,9 +231,9 @@ class Turn:
         if not self._ledger.take(demand, name):
             self._promised.append((model, demand))
 
-    def has_queue(self) -> bool:
-        """A model that came earlier waits for room."""
-        return bool(self._queued)
+    def queue_of(self) -> tuple[str, ...]:
+        """Models that came earlier and wait for room."""
+        return tuple(self._queued)
 
     def queue(self, target: Target) -> None:
         """Have a model wait for room; who came later must leave it its way."""

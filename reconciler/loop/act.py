@@ -267,8 +267,12 @@ class Actor:
         for step in plan.steps:
             if step.do in _EVENTS:
                 log.info(_EVENTS[step.do], model=step.model, application=step.application, cause=step.why)
+        await self._send(body)
+        for step in plan.steps:
             if step.do is Do.REMOVE:
                 self._after_stop.follow(observed.applications[step.application])
+
+    async def _send(self, body: Json) -> None:
         try:
             await self._serve.put(body)
         except ServeRefusedError as error:

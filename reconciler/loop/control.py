@@ -21,6 +21,7 @@ from reconciler.core.weights_json import states_to_json
 from reconciler.loop.loop import Loop
 from reconciler.loop.overrides import OverrideStore
 from reconciler.loop.running import Given
+from reconciler.loop.told import told_to_json
 from reconciler.weights.store import WeightStore
 
 _BAD_REQUEST, _NOT_FOUND, _CONFLICT, _FAULT, _UNAVAILABLE = 400, 404, 409, 500, 503
@@ -154,6 +155,11 @@ def control_app(loop: Loop, weights: WeightStore, by_hand: ByHand) -> Starlette:
         ]
         return JSONResponse({"copies": states_to_json(weights.known()), "revisions": problems})
 
+    async def traffic(_: Request) -> JSONResponse:
+        if loop.last is None:
+            raise CommandRefusedError(_UNAVAILABLE, _STARTING)
+        return JSONResponse(told_to_json(loop.last.observed))
+
     async def override(request: Request) -> JSONResponse:
         try:
             asked = _Asked.model_validate_json(await request.body())
@@ -171,6 +177,7 @@ def control_app(loop: Loop, weights: WeightStore, by_hand: ByHand) -> Starlette:
         routes=[
             Route("/reconcile", reconcile, methods=["POST"]),
             Route("/downloads", downloads, methods=["GET"]),
+            Route("/traffic", traffic, methods=["GET"]),
             Route("/override", override, methods=["POST"]),
             Route("/models", models, methods=["GET"]),
         ],

@@ -53,6 +53,7 @@ class FrontDoor:
         """Tell the activator what there is, as it will be once this turn's steps are done."""
         if self._activator is None:
             return
+        self._activator.forget_others(observed.applications)
         directory = build_directory(desired, observed, plan, created=self._created)
         if desired.unreadable:
             directory = _with_those_of(self._activator.directory, directory, desired.unreadable)

@@ -21,9 +21,6 @@ from reconciler.core.desired import Desired
 from reconciler.core.state import Observed, Status
 from reconciler.host.files import write_atomic
 
-QUEUED = "queued"
-"""The phase in which a model waits for others. It is remembered, and no part of what its own load takes."""
-
 FILE = "load_times.json"
 _KEPT = 5
 _LARGEST = 16 * 2**20
@@ -48,7 +45,7 @@ class Load:
     @property
     def seconds(self) -> float:
         """What the load itself took."""
-        return sum(seconds for phase, seconds in self.phases.items() if phase != QUEUED)
+        return sum(self.phases.values())
 
 
 class LoadTimes:
@@ -94,7 +91,7 @@ class LoadTimes:
             self._save()
 
     def expected(self) -> Mapping[str, float]:
-        """Seconds that the next load will take, by model: the median of its last version's, without the queue."""
+        """Seconds that the next load will take, by model: the median of its last version's."""
         return self._expected
 
     def _changed(self) -> None:
@@ -141,7 +138,7 @@ class Stopwatch:
         """Take in what is coming up; forget what is not any more, unless `done` asks for it before the next turn.
 
         Args:
-            phases: The model and the phase (`queued`, `build`, `load`, `probe`) by application.
+            phases: The model and the phase (`build`, `load`, `probe`) by application.
         """
         now = self._monotonic()
         self._left = {name: clock for name, clock in self._running.items() if name not in phases}

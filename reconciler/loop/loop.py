@@ -7,7 +7,7 @@ being complete.
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from reconciler.core.desired import Desired, Snapshot, compile_desired, models_of_invalid_files, wanted_in
 from reconciler.core.fitting import Fitter
@@ -27,6 +27,7 @@ from reconciler.loop.memory import Memory
 from reconciler.loop.observe import Observer
 from reconciler.loop.overrides import OverrideStore
 from reconciler.loop.report import Reporter
+from reconciler.loop.told import Told
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
 from reconciler.sources.folder import FolderSource
 from reconciler.weights.facts import FactsStore
@@ -92,13 +93,14 @@ class Loop:
         """Take the next turn now."""
         self._woken.set()
 
-    async def look(self, *, patience: float = 0.0, ask_hub: bool = False) -> Look:
+    async def look(self, *, patience: float = 0.0, ask_hub: bool = False, told: Told | None = None) -> Look:
         """Observe and plan, and change nothing.
 
         Args:
             patience: Seconds to wait for what is found out beside the loop, for one who looks only once. The loop
                 itself never waits for it.
             ask_hub: Wait for the hub too, and find out how large downloads would be.
+            told: What the reconciler that runs knows of the traffic, for one who looks beside it.
 
         Raises:
             ServeUnreachableError: The cluster could not be observed; nothing may be concluded.
@@ -115,6 +117,8 @@ class Loop:
         # A hundred new models take seconds to weigh; the activator answers meanwhile.
         desired = await asyncio.to_thread(self._fitter.fitted, read, cluster, facts)
         observed = await self._observer.observe(desired, cluster, sizes=ask_hub)
+        if told is not None:
+            observed = replace(observed, **{each.name: getattr(told, each.name) for each in fields(told)})
         return Look(desired, observed, await asyncio.to_thread(make_plan, desired, observed, self.options))
 
     async def turn(self, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:

@@ -10,6 +10,7 @@ import aiohttp
 from reconciler.core.overrides import Kind
 from reconciler.core.turn import Wishes
 from reconciler.core.weights_json import states_from_json
+from reconciler.loop.told import Told, told_from_json
 from reconciler.weights.revisions import Problem
 from reconciler.weights.store import WeightStore
 
@@ -88,26 +89,32 @@ async def ask_running(state_dir: Path, wishes: Wishes) -> dict[str, object]:
         return outcome
 
 
-async def learn_from_running(state_dir: Path, weights: WeightStore) -> None:
-    """Take over what the reconciler that runs here knows of downloads; nothing where none runs or none answers."""
+async def learn_from_running(state_dir: Path, weights: WeightStore) -> Told | None:
+    """Take over what the reconciler that runs here knows: of downloads, and of the traffic.
+
+    Returns:
+        None where none runs or none answers.
+    """
     socket = state_dir / CONTROL_SOCKET
     if not socket.exists():
-        return
+        return None
     timeout = aiohttp.ClientTimeout(total=2)
     with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
-        async with (
-            aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket)), timeout=timeout) as session,
-            session.get("http://reconciler/downloads") as answer,
-        ):
-            answer.raise_for_status()
-            known = await answer.json()
-        weights.learn(states_from_json(known["copies"]))
-        weights.revisions.learn(
-            {
-                (row["repo"], row["revision"]): Problem(row["reason"], row["attempts"], row["retry_at"])
-                for row in known["revisions"]
-            }
-        )
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket)), timeout=timeout) as session:
+            async with session.get("http://reconciler/downloads") as answer:
+                answer.raise_for_status()
+                known = await answer.json()
+            weights.learn(states_from_json(known["copies"]))
+            weights.revisions.learn(
+                {
+                    (row["repo"], row["revision"]): Problem(row["reason"], row["attempts"], row["retry_at"])
+                    for row in known["revisions"]
+                }
+            )
+            async with session.get("http://reconciler/traffic") as answer:
+                answer.raise_for_status()
+                return told_from_json(await answer.json())
+    return None
 
 
 async def give_override(state_dir: Path, kind: Kind, model: str, seconds: float | None) -> Given:

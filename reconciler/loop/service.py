@@ -42,8 +42,8 @@ async def look_once(settings: Settings, options: Options, *, ask_hub: bool = Tru
         ask_hub: Find out where branches point and how large downloads would be; else what is known has to do.
     """
     async with assembled(settings, options, read_only=True, ask_hub=ask_hub) as parts:
-        await learn_from_running(settings.state_dir, parts.weights)
-        return await parts.loop.look(patience=PATIENCE_SECONDS, ask_hub=ask_hub)
+        told = await learn_from_running(settings.state_dir, parts.weights)
+        return await parts.loop.look(patience=PATIENCE_SECONDS, ask_hub=ask_hub, told=told)
 
 
 async def converge_once(

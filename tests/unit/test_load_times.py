@@ -145,14 +145,6 @@ def test_the_next_load_takes_what_the_last_ones_did(
     assert LoadTimes(tmp_path).expected() == times.expected()
 
 
-def test_waiting_for_others_is_no_part_of_a_load(tmp_path: Path) -> None:
-    times = LoadTimes(tmp_path)
-    times.note("a", "a-1", {"queued": 600.0, "build": 2.0, "load": 30.0, "probe": 1.0})
-    assert times.expected() == {"a": 33.0}
-    (row,) = json.loads((tmp_path / "load_times.json").read_text())
-    assert row["phases"]["queued"] == 600.0
-
-
 def test_the_file_is_bounded_by_five_loads_of_each_model_that_is_kept(tmp_path: Path) -> None:
     times = LoadTimes(tmp_path)
     for number in range(50):
