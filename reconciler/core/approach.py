@@ -319,7 +319,7 @@ def _may_retry(turn: Turn, target: Target, failure: Failure, live: list[Applicat
     if turn.options.retry_failed and failure.at < turn.options.asked_at:
         return True
     override = turn.observed.overrides.get(target.model)
-    if override is not None and override.kind is Kind.LOAD and failure.at < override.since:
+    if override is not None and override.kind is Kind.LOAD and failure.at < override.since <= turn.observed.now:
         return True
     if not live and _way_back(turn, target.model) is not None:
         return False  # The version that made way comes back first.

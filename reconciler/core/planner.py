@@ -68,7 +68,7 @@ def observed_digest(applications: Mapping[str, Application]) -> str:
     return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _importance(turn: Turn, target: Target) -> tuple[int, bool, bool, bool, float, int, int, str]:
+def _importance(turn: Turn, target: Target) -> tuple[int, bool, bool, float, int, int, str]:
     # Who is to come up, or to be replaced, finds room before those that stay are asked to leave for it. What
     # served and does not now comes first: others would take the room that it made. Then what is always on; then
     # who waits the longest, so that models that cannot be up together take turns.
@@ -77,12 +77,8 @@ def _importance(turn: Turn, target: Target) -> tuple[int, bool, bool, bool, floa
     served = record is not None and (want.pinned or record.previous is not None)
     interrupted = served and turn.routed(target.model) is None
     place = turn.desired.order.get(target.model, len(turn.desired.order))
-    changes = want.wish is Wish.STAY and all(
-        app.name != target.application for app in turn.live.get(target.model, ())
-    )
     return (
-        _ORDER.index(want.wish),
-        not changes,
+        _rank(turn, target),
         not interrupted,
         not want.pinned,
         0.0 if want.pinned else -want.since,
@@ -92,10 +88,24 @@ def _importance(turn: Turn, target: Target) -> tuple[int, bool, bool, bool, floa
     )
 
 
+def _rank(turn: Turn, target: Target) -> int:
+    want = turn.wants[target.model]
+    if want.wish is Wish.UP and want.pinned:
+        return 0
+    if want.wish is Wish.STAY and not _is_there(turn, target):
+        return 1  # It serves, so it waits for nobody; whom it sent away would else come back before it is through.
+    return 2 + _ORDER.index(want.wish)
+
+
+def _is_there(turn: Turn, target: Target) -> bool:
+    return any(app.name == target.application for app in turn.live.get(target.model, ()))
+
+
 def _plan_declared(turn: Turn, target: Target) -> None:
     model, want = target.model, turn.wants[target.model]
     leaves = model in turn.live and (model in turn.sent_away or want.wish in (Wish.REST, Wish.SLEEP))
-    if model not in turn.observed.overrides and (leaves or (model in turn.observed.waiting and not want.pinned)):
+    asked = model in turn.observed.waiting and not want.pinned and not _is_replaced(turn, target)
+    if model not in turn.observed.overrides and (leaves or asked):
         turn.by_traffic.add(model)
     if ended := finished(turn, target):
         turn.step(Do.END_OVERRIDE, model, target.application, ended)
@@ -107,6 +117,12 @@ def _plan_declared(turn: Turn, target: Target) -> None:
         _plan_sleep(turn, target, want)
     else:
         _plan_up(turn, target, want)
+
+
+def _is_replaced(turn: Turn, target: Target) -> bool:
+    record = turn.record(target.model)
+    made_way = record is not None and record.previous is not None
+    return made_way or any(app.name != target.application for app in turn.live.get(target.model, ()))
 
 
 def _plan_unload(turn: Turn, target: Target, want: Want) -> None:
@@ -169,8 +185,7 @@ def _plan_up(turn: Turn, target: Target, want: Want) -> None:
     if change is not None:
         if change.action is Action.ADD and want.asked:
             change = replace(change, action=Action.LOAD, cause=want.why)
-        there = any(app.name == target.application for app in turn.live.get(target.model, ()))
-        if not there:
+        if not _is_there(turn, target):
             change = replace(change, downloads=downloads_of(turn, target), memory=memory_of(target))
         turn.changes.append(change)
     elif len(turn.steps) == steps:

@@ -38,7 +38,9 @@ def finished(turn: Turn, target: Target) -> str:
     if turn.routed(target.model) == target.application:
         return "it is loaded"
     failure = turn.observed.failures.get(target.application)
-    return "the load failed" if failure is not None and failure.at > override.since else ""
+    # A load that was asked for in the future: the clock was set back since.
+    late = override.since > turn.observed.now
+    return "the load failed" if failure is not None and (failure.at > override.since or late) else ""
 
 
 def last_serving(turn: Turn, model: str) -> Application | None:

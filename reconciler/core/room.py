@@ -108,7 +108,7 @@ def _find_by_sending_away(
     if chosen is None and _something_goes(turn):
         return Place.QUEUED, "waits until what is being deleted is gone"
     if chosen is None:
-        return Place.QUEUED, _in_use(rivals or _movable(turn, target))
+        return Place.QUEUED, _in_use(rivals or _movable(turn, target) or [*turn.reserved])
     for each in chosen:
         turn.send_away(each.model, _why(target, each))
     return Place.SOON, f"waits until {', '.join(each.model for each in chosen) or 'what leaves'} made room"
@@ -237,12 +237,11 @@ def _rank_of(turn: Turn, model: str, app: Application | None, target: Target, wa
     quiet = observed.idle_seconds.get(app.name, 0.0) >= IN_USE_SECONDS and not observed.in_flight.get(app.name, 0)
     if quiet and model not in observed.waiting:
         return 1
-    # A turn lasts as long for whoever waits, so that the first in the queue gets the first grip.
-    return (
-        2
-        if stayed >= max(observed.load_seconds.get(name, 0.0) for name in (target.model, *turn.queue_of()))
-        else None
-    )
+    # For a new version that nobody waits for, what is in use is not interrupted. For others a turn lasts as long
+    # whoever waits, so that the first in the queue gets the first grip.
+    needed = want.wish is Wish.UP or want.pinned
+    turn_length = max(observed.load_seconds.get(name, 0.0) for name in (target.model, *turn.queue_of()))
+    return 2 if needed and stayed >= turn_length else None
 
 
 def _smallest(order: Sequence[Candidate], enough: Callable[[Iterable[Candidate]], bool]) -> list[Candidate] | None:

@@ -1,9 +1,10 @@
 """How other commands speak to the reconciler that runs: over a socket that only its owner can open."""
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
@@ -27,6 +28,9 @@ from reconciler.weights.store import WeightStore
 _BAD_REQUEST, _NOT_FOUND, _CONFLICT, _FAULT, _UNAVAILABLE = 400, 404, 409, 500, 503
 _STARTING = "the reconciler has not finished its first look yet; try again shortly"
 _LONGEST_NAME = 500
+_POLL_SECONDS = 0.5
+
+T = TypeVar("T")
 
 
 class CommandRefusedError(Exception):
@@ -144,7 +148,7 @@ def control_app(loop: Loop, weights: WeightStore, by_hand: ByHand) -> Starlette:
             asked_at=time.time(),
             max_loads=loop.options.max_loads,
         )
-        look = await loop.reconcile_now(options)
+        look = await _while_asked(request, loop.reconcile_now(options))
         problems = [str(problem) for problem in look.desired.problems]
         return JSONResponse({"plan": plan_to_json(look.plan), "problems": problems})
 
@@ -183,6 +187,19 @@ def control_app(loop: Loop, weights: WeightStore, by_hand: ByHand) -> Starlette:
         ],
         exception_handlers={CommandRefusedError: _refuse},
     )
+
+
+async def _while_asked(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Work for as long as the client is there: what it allowed must not hold on after it has left."""
+    task = asyncio.create_task(work)
+    try:
+        while not task.done():
+            await asyncio.wait([task], timeout=_POLL_SECONDS)
+            if await request.is_disconnected():
+                raise CommandRefusedError(_UNAVAILABLE, "the client has left")
+        return await task
+    finally:
+        task.cancel()
 
 
 async def _refuse(_: Request, refused: Exception) -> JSONResponse:

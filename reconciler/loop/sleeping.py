@@ -186,9 +186,7 @@ class Sleeping:
             await work()
         except (CheckFailedError, EngineRefusedError) as error:
             self._failed[application] = str(error)
-            self._demotions[application] = Demotion(model, application, str(error))
-            self._try_to_save()
-            log.warning("model.sleep_demoted", model=model, application=application, reason=str(error))
+            self._demote(model, application, str(error))
         except Exception as error:  # noqa: BLE001 -- whatever it is: nobody knows what became of the engine
             self._failed[application] = str(error) or repr(error)
             log.warning(
@@ -199,11 +197,20 @@ class Sleeping:
             self._waking.pop(application, None)
             self.wake_loop()
 
+    def _demote(self, model: str, application: str, reason: str) -> None:
+        self._demotions[application] = Demotion(model, application, reason)
+        self._try_to_save()
+        log.warning("model.sleep_demoted", model=model, application=application, reason=reason)
+
     async def _put_to_sleep(self, model: str, application: str, footprint: Footprint) -> None:
         began = time.monotonic()
         known = self._slept.get(application)
-        answer = known.answer if known is not None else await self._ask(application, model)
-        before = await self._held(application)
+        try:
+            answer = known.answer if known is not None else await self._ask(application, model)
+            before = await self._held(application)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the engine has not been told anything yet
+            self._demote(model, application, str(error) or repr(error))
+            return
         # First on disk: whoever starts after a crash must not take it for one that is awake.
         self._slept[application] = Slept(model, application, answer, footprint.main_memory, self._wall_clock())
         self._save()

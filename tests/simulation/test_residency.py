@@ -491,3 +491,19 @@ def test_what_holds_by_hand_is_told_in_the_plan(world: World) -> None:
     assert [(note.model, note.text) for note in plan.notes] == [
         ("a", "pinned by hand for another 1 h 59 min; its file says on_demand")
     ]
+
+
+def test_a_new_version_that_nobody_waits_for_interrupts_nobody_and_gets_its_room_at_last(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(gpus=1)
+    world.edit(a=on_demand(0.3), b=on_demand(0.6))
+    served(world, world.ask("a"), world.ask("b"))
+    spend(world, 100)
+    world.edit(a=on_demand(0.5))
+    puts = len(world.puts)
+    for _ in range(100):
+        assert world.ask("b").began
+        spend(world, 4)
+    assert len(world.puts) == puts
+    world.until(lambda: world.serves("a"))

@@ -232,6 +232,8 @@ class World:
             config = observed.applications[step.application].config
             if config is not None:
                 self._effect(functools.partial(self.memory.keep_previous, step.model, config))
+        for step in by_kind.get(Do.FORGET_PREVIOUS, ()):
+            self._effect(functools.partial(self.memory.forget_previous, step.model))
         for step in by_kind.get(Do.RECORD, ()):
             target = desired.targets[step.model]
             row = Record(step.model, target.file, target.application, target.fields)
@@ -350,6 +352,8 @@ class World:
                 self.violations.append(f"{model} was routed to {new}, which sleeps")
             if new != self.routes.get(model) and (new not in self.apps or not self.apps[new].up):
                 self.violations.append(f"{model} was routed to {new}, which is not up")
+        # The loop tells the edge, which may know a version from a life before.
+        self._ended |= dict.fromkeys(set(routes.values()) - set(self.routes.values()), self.now)
         self.log.append(f"routes {routes}")
         self.routes = routes
 

@@ -523,7 +523,8 @@ async def test_a_call_of_which_nobody_knows_fails_the_version_and_demotes_nobody
 async def test_who_does_not_answer_is_not_put_to_sleep(world: World) -> None:
     world.errors["ask"] = NoAnswerError("HTTP 503")
     await world.put_to_sleep()
-    assert (world.state(), world.calls) == ("failed", ["ask"])
+    assert (world.state(), world.calls) == ("", ["ask"]), "it was told nothing, so it stays as it is"
+    assert world.store.demoted == {APP: "HTTP 503"}
 
 
 async def test_who_failed_gets_no_further_call(world: World) -> None:
