@@ -112,7 +112,8 @@ async def _settled(state_dir: Path, given: Given, say: Callable[[str], None]) ->
                 raise RefusedError(f"{given.model} is not declared any more")
             if _is_done(given, standing) or _has_failed(given, standing):
                 return standing
-            left = f", about {standing.expected_wait:.0f} s left" if standing.expected_wait is not None else ""
+            comes = standing.state == ModelState.LOADING and standing.expected_wait is not None
+            left = f", about {standing.expected_wait:.0f} s left" if comes else ""
             say(f"{standing.state}: {standing.reason}{left}" if standing.reason else f"{standing.state}{left}")
         await asyncio.sleep(_POLL_SECONDS)
 

@@ -25,7 +25,7 @@ def describe(turn: Turn, target: Target) -> Change | None:
     if serving is None:
         made_way = record is not None and record.previous is not None
         if not made_way:
-            cause = _cause_of_add(target, record)
+            cause = _cause_of_add(target, record) if wanted is None else f"{target.file} declares it"
             return Change(target.model, Action.ADD, cause, new=target.application, phase=phase, file=target.file)
     if wanted is not None and routed == wanted.name and record is not None and record.application == wanted.name:
         cause = f"{wanted.name} has the traffic; what it replaced drains"

@@ -48,6 +48,8 @@ class _View:
         self.resting = {resting.model: resting for resting in plan.resting}
         self.coming_back = {change.model for change in plan.changes if change.action is Action.RESTORE}
         self.going = {change.model for change in plan.changes if change.action is Action.REMOVE}
+        asleep = observed.asleep | observed.turning
+        self.sleepers = {observed.applications[name].model for name in asleep if name in observed.applications}
         self.steps: dict[str, list[Step]] = {}
         for step in plan.steps:
             self.steps.setdefault(step.model, []).append(step)
@@ -142,17 +144,16 @@ def _with_state(entry: Entry, target: Target, view: _View) -> Entry:
     if resting is not None or not steps:
         return replace(
             entry,
-            state=_resting_state(model, observed, steps),
+            state=_resting_state(model, view, steps),
             reason="; ".join(filter(None, (resting.reason if resting is not None else entry.reason, words))),
             holds=resting is not None and resting.on_request,
-            expected_wait=wait,
+            expected_wait=None if model in view.sleepers else _whole_load(target, observed),
         )
     return replace(entry, state=ModelState.LOADING, reason=words or steps[0].why, holds=True, expected_wait=wait)
 
 
-def _resting_state(model: str, observed: Observed, steps: Iterable[Step]) -> ModelState:
-    sleepers = observed.asleep | observed.turning
-    if any(app.name in sleepers for app in observed.of_model(model)):
+def _resting_state(model: str, view: _View, steps: Iterable[Step]) -> ModelState:
+    if model in view.sleepers:
         return ModelState.SLEEPING
     return ModelState.UNLOADING if any(step.do in _GOING for step in steps) else ModelState.UNLOADED
 
@@ -160,10 +161,17 @@ def _resting_state(model: str, observed: Observed, steps: Iterable[Step]) -> Mod
 def _expected_wait(target: Target, observed: Observed) -> float | None:
     """Seconds until the model answers, by what its loads took lately; None where it was never loaded here."""
     load = observed.load_seconds.get(target.model)
+    app = observed.applications.get(target.application)
+    if load is not None and app is not None and app.status is not Status.DELETING:
+        return max(1.0, load - observed.ages.get(target.application, 0.0))
+    return _whole_load(target, observed)
+
+
+def _whole_load(target: Target, observed: Observed) -> float | None:
+    """The same where nothing has been done for it yet."""
+    load = observed.load_seconds.get(target.model)
     if load is None:
         return None
-    if target.application in observed.applications:
-        return max(1.0, load - observed.ages.get(target.application, 0.0))
     states = [observed.weights.get(copy) for copy in target.copies]
     return load + max((state.seconds_left or 0.0 for state in states if state is not None), default=0.0)
 
