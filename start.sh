@@ -49,6 +49,7 @@ Environment (all optional):
   RECONCILE_SERVE_PORT          port of Serve's HAProxy                         (8100)
   RECONCILE_FALLBACK_PORT       port of Serve's fallback proxy                  (8500)
   RECONCILE_RAY_ARGS            more arguments for `ray start`, e.g. "--num-gpus=2"
+  RECONCILE_FAST_START          0: load models without what saves seconds and costs memory  (1, without RAY_ADDRESS)
   NO_COLOR                      no colours
 
 In another shell, `source .reconcile/env` gives the `reconcile` command the same settings.
@@ -396,6 +397,10 @@ ensure_ray() {
         return
     fi
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$STATE/ray-token
+    # All workers of a Ray that listens on loopback run in our Python, so they can be told to import the reconciler.
+    if [[ ${RECONCILE_RAY_ARGS:-} != *--node-ip-address* ]]; then
+        export RECONCILE_FAST_START=${RECONCILE_FAST_START:-1}
+    fi
     (
         flock 9
         # The descriptor of the lock must not be left to Ray's daemons.
@@ -495,7 +500,7 @@ write_environment() {
         printf 'export PATH=%q:"$PATH"\n' "$VENV/bin"
         for name in RECONCILE_STATE_DIR RECONCILE_MODELS_DIR RECONCILE_ENGINE RECONCILE_RAY_DASHBOARD \
             RECONCILE_SERVE_PORT RECONCILE_LISTEN_HOST RECONCILE_LISTEN_PORT RECONCILE_ACTIVATOR_PORT \
-            RECONCILE_HUB_CACHE HF_HOME HF_HUB_CACHE HF_ENDPOINT HF_HUB_OFFLINE HF_TOKEN_PATH \
+            RECONCILE_FAST_START RECONCILE_HUB_CACHE HF_HOME HF_HUB_CACHE HF_ENDPOINT HF_HUB_OFFLINE HF_TOKEN_PATH \
             RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH CUDA_VISIBLE_DEVICES; do
             if [[ -n ${!name:-} ]]; then printf 'export %s=%q\n' "$name" "${!name}"; fi
         done

@@ -15,6 +15,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from reconciler.core.application import BASIS_ENV, MODEL_ENV, deployment_name, model_of
+from reconciler.core.fast_start import BUILD_ENVIRONMENT, CALLBACK, HOOK_ENV, REPLICA_HOOK
 from reconciler.core.fit.sizing import Sizing, cpu_batch
 from reconciler.core.model_source import ModelSource
 from reconciler.core.spec import ModelSpec, Task
@@ -61,6 +62,8 @@ class Renderer:
         """
         source = ModelSource(spec, folder, self._platform.hub_cache, resolutions)
         fields = source.with_commits(spec.model_dump(mode="json"))
+        # Whoever has to fetch weights, or lives on several nodes, comes up in Ray's own way.
+        fast = self._platform.fast_start and not source.from_hub and not spec.resources.across_nodes
         variables: Json = {
             "model": fields,
             "source": source.model,
@@ -68,8 +71,10 @@ class Renderer:
             | source.engine_kwargs(self._platform.allow_code),
             "device": "cpu" if _on_cpu(spec, self._platform) else "gpu",
             "strategy": "PACK" if spec.resources.across_nodes else "STRICT_PACK",
-            "env_vars": _env_vars(spec, self._platform, offline=not source.from_hub),
+            "env_vars": _env_vars(spec, self._platform, offline=not source.from_hub)
+            | ({HOOK_ENV: REPLICA_HOOK} if fast else {}),
             "deployment": _in_place(spec),
+            "fast_start": {"build": BUILD_ENVIRONMENT, "callback": CALLBACK} if fast else None,
         }
         target = Target(
             spec=spec,

@@ -22,6 +22,7 @@ class Platform:
         hub_cache: The hub's cache, where engines find what was fetched.
         allow_code: Repositories whose own code may run, as patterns.
         vllm: The engine's version; empty where none is installed here.
+        fast_start: Every Python that Ray starts workers with has this package, which may be named to it.
     """
 
     device: str = "cpu"
@@ -31,6 +32,7 @@ class Platform:
     hub_cache: str = ""
     allow_code: tuple[str, ...] = ()
     vllm: str = ""
+    fast_start: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,9 @@ class Settings(BaseSettings):
     default is that only their number counts."""
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of a CPU engine; the default is the number of cores."""
+    fast_start: bool = False
+    """Save seconds of each load, and keep 0.7 GiB of main memory for it: needs this package in the Python of all
+    of Ray's workers, as it is where `start.sh` started Ray."""
     hub_cache: Path | None = None
     """The hub's cache; the default is that of the hub's own tools (HF_HUB_CACHE, HF_HOME, ~/.cache)."""
     downloads_at_once: Annotated[int, Field(ge=1, le=64)] = 2

@@ -14,7 +14,7 @@ from reconciler.core.keep import recent_after, what_to_keep
 from reconciler.core.memory_plan import footprint_of
 from reconciler.core.plan import Do, Plan, Step
 from reconciler.core.planner import observed_digest
-from reconciler.core.state import Application, Json, Observed, Record
+from reconciler.core.state import Application, Json, Observed, Record, Status
 from reconciler.core.weights import Copy, Phase
 from reconciler.edge.errors import EdgeUnreachableError
 from reconciler.host.log import get_logger
@@ -29,6 +29,7 @@ from reconciler.ray_serve.client import ServeClient, ServeRefusedError
 from reconciler.ray_serve.observed import applications
 from reconciler.ray_serve.reasons import is_vague, reason_from_log
 from reconciler.ray_serve.schema import complaint_about
+from reconciler.ray_serve.warm_build import WarmBuild
 from reconciler.weights.store import WeightStore
 
 log = get_logger()
@@ -52,6 +53,7 @@ class Actor:
         overrides: What was asked for by hand.
         sleeping: Puts engines to sleep and wakes them; None where none can.
         keep_versions: Of how many earlier versions of a model the weights stay.
+        warm_build: Keeps a worker for Serve's next build; None where none is wanted.
         wake: Called when a probe ended, so that the loop takes its next turn at once.
     """
 
@@ -70,6 +72,7 @@ class Actor:
         overrides: OverrideStore,
         sleeping: Sleeping | None = None,
         keep_versions: int,
+        warm_build: WarmBuild | None = None,
         wake: Callable[[], None],
     ) -> None:
         self._serve = serve
@@ -84,6 +87,7 @@ class Actor:
         self._overrides = overrides
         self._sleeping = sleeping
         self._keep_versions = keep_versions
+        self._warm_build = warm_build
         self._wake = wake
         self._probes: dict[str, asyncio.Task[None]] = {}
 
@@ -106,11 +110,15 @@ class Actor:
             self._start_probe(step, desired)
         if plan.applications is not None:
             await self._put(plan, desired, observed)
+        elif self._warm_build is not None and not _is_loading(observed):
+            self._warm_build.ensure(observed.applications)
 
     async def close(self) -> None:
         """Give up probes and measurements that are under way."""
         await self._after_start.close()
         await self._after_stop.close()
+        if self._warm_build is not None:
+            await self._warm_build.close()
         for task in self._probes.values():
             task.cancel()
         await asyncio.gather(*self._probes.values(), return_exceptions=True)
@@ -283,3 +291,7 @@ class Actor:
         model = next((model for model, target in desired.targets.items() if target.application == name), name)
         self._memory.fail(model, name, f"Ray Serve's schema refuses it: {complaint}", observed.now)
         log.error("model.failed", model=model, application=name, reason=complaint)
+
+
+def _is_loading(observed: Observed) -> bool:
+    return any(app.status is Status.DEPLOYING for app in observed.applications.values())

@@ -36,6 +36,7 @@ from reconciler.loop.sleeping import Sleeping
 from reconciler.loop.weights import make_facts, make_weights
 from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
 from reconciler.ray_serve.engine_calls import EngineCalls, gcs_address
+from reconciler.ray_serve.warm_build import WarmBuild
 from reconciler.sources.folder import FolderSource
 from reconciler.weights.facts import FactsStore
 from reconciler.weights.store import WeightStore
@@ -124,6 +125,9 @@ async def assembled(
             overrides=overrides,
             sleeping=sleeping,
             keep_versions=settings.keep_versions,
+            warm_build=_warm_build(settings, client)
+            if with_activator and _is_here(settings.ray_dashboard)
+            else None,
             wake=loop.wake,
         )
         try:
@@ -155,6 +159,11 @@ def _after_a_download(facts: FactsStore, loop: Loop) -> None:
     # What the hub would not say is on disk now.
     facts.forgive()
     loop.wake()
+
+
+def _warm_build(settings: Settings, client: ServeClient) -> WarmBuild:
+    run_file = settings.state_dir / "ray" / "run-id"
+    return WarmBuild(client, settings.ray_token_path, run_file, wanted=settings.fast_start)
 
 
 def _is_here(url: str) -> bool:

@@ -29,6 +29,7 @@ def platform_of(settings: Settings) -> Platform:
         hub_cache=str(settings.hub_cache_folder),
         allow_code=settings.allow_code,
         vllm=_engine_version(),
+        fast_start=settings.fast_start,
     )
 
 
