@@ -253,7 +253,8 @@ ray_processes() {
     {
         grep -lzxF "RECONCILE_RAY_RUN=$run" /proc/[0-9]*/environ 2> /dev/null | cut -d / -f 3 | sed 's/^/marked /'
         # stat: "PID (NAME) STATE PARENT GROUP SESSION ..."; a name may hold spaces and brackets.
-        cat /proc/[0-9]*/stat 2> /dev/null | sed -E 's/^([0-9]+) .*\) [A-Z] [0-9]+ [0-9]+ ([0-9]+) .*/\1 \2/'
+        # A process may end between the list and the look.
+        { cat /proc/[0-9]*/stat 2> /dev/null || true; } | sed -E 's/^([0-9]+) .*\) [A-Z] [0-9]+ [0-9]+ ([0-9]+) .*/\1 \2/'
     } | awk -v session="$session" '
         $1 == "marked" { ours[$2] = 1; next }
         $2 == session { members[$1] = 1; if ($1 in ours) proven = 1 }
@@ -389,6 +390,7 @@ start_ray() {
 # Sets DASHBOARD and the token's place, for Ray wherever it runs.
 ensure_ray() {
     if [[ -n ${RAY_ADDRESS:-} ]]; then
+        unset RECONCILE_FAST_START # from the environment of a Ray that was started here, perhaps
         local host=${RAY_ADDRESS#*://}
         host=${host%%:*}
         if [[ $host == auto || $host == local ]]; then host=127.0.0.1; fi

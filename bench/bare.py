@@ -60,6 +60,11 @@ class BareVllm:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """The server's first process."""
+        return self._process.pid
+
     def check(self) -> None:
         """See that it still runs.
 

@@ -2,8 +2,9 @@
 
     python -m bench.cold_start [--quick] [--output json]
 
-Coming: from the start of bare vLLM's process, or from the saving of the model file, to the first token. Going:
-from SIGTERM, or from the deletion of the model file, until none of the engine's processes is left. In turns.
+Coming, to the first token: from the start of bare vLLM's process, from the saving of the file of a pinned model,
+and from a request for a cold model. Going: from SIGTERM, or from the deletion of the model file, until none of the
+engine's processes is left. In turns.
 """
 
 import argparse
@@ -12,212 +13,201 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench import machine, ours
-from bench.asking import wait_first_token
+from bench.asking import first_token, wait_first_token
 from bench.bare import bare_vllm
+from bench.engine_start import births, engine_phases
 from bench.machine import BenchError, say
-from bench.measure import ratio, spread, table
+from bench.measure import ratio, spread, table, verdict
 from bench.ours import Engine, Stack
+from bench.phases import Mark, load_marks, phase_rows, phases, read_events, to_free_memory, unload_marks
 from bench.processes import family, wait_gone, with_environment
 from reconciler.core.application import MODEL_ENV
+
+AIM_RATIO, AIM_FREE_SECONDS = 1.2, 3.0
 
 _CHAT = "/v1/chat/completions"
 _NAME = "cold"
 _LOAD_SECONDS, _UNLOAD_SECONDS = 300.0, 120.0
-_BUILDS = "Ray Serve builds the application"
-_ANSWERS = "answering its first request"
+_FILE, _REQUEST = "{policy: pinned}", "{policy: on_demand}"
+# How the memory became free is measured at the processes themselves; when that was confirmed stands beside it.
+_REMOVED = (
+    Mark("noticed", "plan.change", _NAME, lambda fields: fields["action"] == "remove"),
+    *unload_marks(_NAME)[:-1],
+)
 
 
 @dataclass(slots=True)
 class Times:
-    """Seconds of each turn."""
-
-    bare_start: list[float] = field(default_factory=list)
-    bare_stop: list[float] = field(default_factory=list)
-    ours_start: list[float] = field(default_factory=list)
-    ours_stop: list[float] = field(default_factory=list)
-    start_phases: list[dict[str, float]] = field(default_factory=list)
-    stop_phases: list[dict[str, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """An event of the reconciler's log that ends a phase.
+    """Seconds of each turn, of one way to load.
 
     Attributes:
-        phase: What ends here.
-        event: The event's name.
-        matches: Which of these events.
+        start: To the first token.
+        engine: The start of the engine, by phase.
+        stop: Until the processes are gone.
+        phases: Of the start, as the reconciler's log tells them. Ours only, as what follows.
+        stop_phases: Of the stop.
+        free: From the end of the drain until the reconciler has confirmed that the memory is free.
     """
 
-    phase: str
-    event: str
-    matches: Callable[[dict[str, Any]], bool] = lambda _: True
+    start: list[float] = field(default_factory=list)
+    engine: list[dict[str, float]] = field(default_factory=list)
+    stop: list[float] = field(default_factory=list)
+    phases: list[dict[str, float]] = field(default_factory=list)
+    stop_phases: list[dict[str, float]] = field(default_factory=list)
+    free: list[float] = field(default_factory=list)
 
 
-START_MARKS = (
-    Mark("noticed", "plan.change", lambda event: event["action"] == "add"),
-    Mark("sent to Serve", "model.start"),
-    Mark("built", "model.waiting", lambda event: event["why"] not in (_BUILDS, _ANSWERS)),
-    Mark("loaded", "model.waiting", lambda event: event["why"] == _ANSWERS),
-    Mark("probed", "model.ready"),
-    Mark("switched", "traffic.switched"),
-)
-STOP_MARKS = (
-    Mark("noticed", "plan.change", lambda event: event["action"] == "remove"),
-    Mark("traffic off", "traffic.stopped"),
-    Mark("drained, sent to Serve", "model.remove"),
-)
+@dataclass(slots=True)
+class Result:
+    """Bare vLLM, and ours by a saved file and by a request."""
+
+    bare: Times = field(default_factory=Times)
+    saved: Times = field(default_factory=Times)
+    asked: Times = field(default_factory=Times)
 
 
-def phases(events: list[dict[str, Any]], marks: tuple[Mark, ...], began: float, end: float) -> dict[str, float]:
-    """Seconds of each phase; a phase whose event is missing is counted into the next one.
-
-    Args:
-        events: The reconciler's events.
-        marks: In their order.
-        began: Seconds since the epoch.
-        end: The end of the last phase, `rest`.
-    """
-    found: dict[str, float] = {}
-    last = began
-    for mark in marks:
-        moments = [
-            moment
-            for event in events
-            if event["event"] == mark.event and mark.matches(event) and last <= (moment := _moment(event)) <= end
-        ]
-        if moments:
-            found[mark.phase] = moments[0] - last
-            last = moments[0]
-    return {**found, "rest": end - last}
-
-
-def one_bare(engine: Engine, folder: Path, times: Times) -> None:
+def one_bare(engine: Engine, log: Path, times: Times) -> None:
     """Start and stop bare vLLM once."""
-    with bare_vllm(engine, _NAME, folder / "bare.log") as server:
+    with bare_vllm(engine, _NAME, log) as server:
         first = wait_first_token(server.port, _CHAT, _NAME, seconds=_LOAD_SECONDS, check=server.check)
-        times.bare_start.append(first - server.started_at)
-        times.bare_stop.append(server.stop())
+        times.start.append(first - server.started_at)
+        born = births(server.pid)
+        times.engine.append(engine_phases(log.read_text(errors="replace"), born, server.started_at, first))
+        times.stop.append(server.stop())
 
 
-def one_ours(stack: Stack, file: str, times: Times) -> None:
-    """Save the model file and delete it once.
+def one_saved(stack: Stack, times: Times) -> None:
+    """Save the file of a pinned model, and delete it.
 
     Raises:
         BenchError: The model did not come up, or its processes stayed.
     """
-    port: int = stack.ports["LISTEN_PORT"]
+    text = ours.model_file(stack, _NAME, accelerator="cpu", lifecycle=_FILE)
     saved = time.time()
-    stack.write(_NAME, file)
+    stack.write(_NAME, text)
+    port: int = stack.ports["LISTEN_PORT"]
     first = wait_first_token(port, _CHAT, _NAME, seconds=_LOAD_SECONDS, check=lambda: _fail_early(stack, saved))
-    times.ours_start.append(first - saved)
-    times.start_phases.append(phases(_events(stack), START_MARKS, saved, first))
-    _wait_settled(stack, first)
+    _note_start(stack, times, saved, first)
+    _delete(stack, times)
 
-    processes = family(*_replica_pids(stack)) | with_environment(MODEL_ENV, _NAME)
+
+def one_asked(stack: Stack, times: Times) -> None:
+    """Ask for a declared, cold model, and delete it.
+
+    Raises:
+        BenchError: The model did not come up, or its processes stayed.
+    """
+    stack.write(_NAME, ours.model_file(stack, _NAME, accelerator="cpu", lifecycle=_REQUEST))
+    ours.wait_cold(stack, (_NAME,))
+    asked = time.time()
+    first = first_token(stack.ports["LISTEN_PORT"], _CHAT, _NAME, seconds=_LOAD_SECONDS)
+    _note_start(stack, times, asked, first)
+    _delete(stack, times)
+
+
+def _note_start(stack: Stack, times: Times, began: float, first: float) -> None:
+    events = read_events(stack.log)
+    times.start.append(first - began)
+    times.phases.append(phases(events, load_marks(_NAME), began, first))
+    replica = ours.replica_of(stack, _NAME)
+    # The reconciler's own request is the first one that a replica answers.
+    answered = Mark("", "model.ready", _NAME)
+    end = next(each.moment for each in events if each.moment >= replica.started and answered.is_met_by(each))
+    times.engine.append(engine_phases(ours.engine_log(stack, replica), births(replica.pid), replica.started, end))
+    ours.wait_settled(stack, began)
+
+
+def _delete(stack: Stack, times: Times) -> None:
+    processes = family(ours.replica_of(stack, _NAME).pid) | with_environment(MODEL_ENV, _NAME)
     deleted = time.time()
     (stack.models / f"{_NAME}.yaml").unlink()
     wait_gone(processes, seconds=_UNLOAD_SECONDS)
     gone = time.time()
-    times.ours_stop.append(gone - deleted)
-    times.stop_phases.append(phases(_events(stack), STOP_MARKS, deleted, gone))
-    _wait_settled(stack, deleted)
+    times.stop.append(gone - deleted)
+    stack.wait_for(
+        lambda: to_free_memory(read_events(stack.log), _NAME, deleted) is not None, "the unload is confirmed", 60
+    )
+    events = read_events(stack.log)
+    times.stop_phases.append(phases(events, _REMOVED, deleted, gone))
+    free = to_free_memory(events, _NAME, deleted)
+    assert free is not None  # It was waited for.
+    times.free.append(free)
+    ours.wait_settled(stack, deleted)
 
 
-def run(folder: Path, turns: int) -> Times:
+def _fail_early(stack: Stack, since: float) -> None:
+    for event in read_events(stack.log):
+        told = event.fields.get("model") in (_NAME, None) and event.moment >= since
+        if told and event.name in ("model.failed", "model.held", "source.problem"):
+            raise BenchError(f"the model does not come up: {dict(event.fields)}")
+
+
+def run(folder: Path, turns: int) -> Result:
     """Start the stack, take turns, end everything."""
-    times = Times()
+    result = Result()
     with ours.running(folder) as stack:
         engine = ours.engine_of(stack)
-        file = _model_file(engine.source)
+        ways: list[Callable[[], None]] = [
+            partial(one_bare, engine, folder / "bare.log", result.bare),
+            partial(one_saved, stack, result.saved),
+            partial(one_asked, stack, result.asked),
+        ]
         for turn in range(turns):
             say(f"turn {turn + 1} of {turns}")
-            if turn % 2 == 0:
-                one_bare(engine, folder, times)
-                one_ours(stack, file, times)
-            else:
-                one_ours(stack, file, times)
-                one_bare(engine, folder, times)
-    return times
+            first = turn % len(ways)
+            for way in (*ways[first:], *ways[:first]):
+                way()
+    return result
 
 
-def text(times: Times, about: dict[str, Any]) -> str:
+def text(result: Result, about: dict[str, Any]) -> str:
     """The report, as Markdown."""
+    bare, saved, asked = result.bare, result.saved, result.asked
     rows = [
-        ["first token", *_row(times.bare_start, times.ours_start)],
-        ["gone", *_row(times.bare_stop, times.ours_stop)],
+        ["first token, by a saved file", *_row(bare.start, saved.start)],
+        ["first token, by a request", *_row(bare.start, asked.start)],
+        ["gone", *_row(bare.stop, saved.stop)],
     ]
+    free = median([*saved.free, *asked.free])
     parts = [
         f"Measured {machine.sentence(about)}",
-        f"{len(times.ours_start)} turns; medians.",
+        f"{len(saved.start)} turns; medians. The aim for a cold start is {AIM_RATIO} times bare vLLM's.",
         table(["until", "bare vLLM, s", "ours, s", "ours / bare", "ours - bare, s"], rows),
+        (
+            f"From the end of the drain to free memory: {free:.2f} s; aim {AIM_FREE_SECONDS:g} s "
+            f"{verdict(free, AIM_FREE_SECONDS)}."
+        ),
         "### Where our seconds go",
-        table(["coming", "s"], _phase_rows(times.start_phases, "first token")),
-        table(["going", "s"], _phase_rows(times.stop_phases, "processes gone")),
+        table(
+            ["coming, s", "by a saved file", "by a request"],
+            phase_rows([saved.phases, asked.phases], "first token"),
+        ),
+        table(["going, s", "by deletion"], phase_rows([saved.stop_phases + asked.stop_phases], "processes gone")),
+        "### The start of the engine",
+        table(
+            ["s", "bare vLLM", "by a saved file", "by a request"],
+            phase_rows([bare.engine, saved.engine, asked.engine], "first answer"),
+        ),
+        (
+            "Bare vLLM: from the start of its process. Ours: from the moment Serve starts the replica. To half a "
+            "second, because vLLM's log names seconds."
+        ),
     ]
     return "\n\n".join(parts)
 
 
-def _row(bare: list[float], own: list[float]) -> list[str]:
+def _row(bare: Sequence[float], own: Sequence[float]) -> list[str]:
     ratios = spread([ratio(a, b) for a, b in zip(own, bare, strict=True)])
     more = median(own) - median(bare)
     return [f"{median(bare):.2f}", f"{median(own):.2f}", ratios.show(), f"{more:+.2f}"]
-
-
-def _phase_rows(turns: list[dict[str, float]], rest: str) -> list[list[str]]:
-    names = list(dict.fromkeys(name for phases in turns for name in phases if name != "rest"))
-    rows = [[name, f"{median([turn.get(name, 0.0) for turn in turns]):.2f}"] for name in names]
-    return [*rows, [rest, f"{median([turn['rest'] for turn in turns]):.2f}"]]
-
-
-def _model_file(weights: str) -> str:
-    """The demo's chat model once more, under another name: the same engine as bare vLLM is told to run."""
-    return (
-        f"name: {_NAME}\n"
-        f"source: {{path: {json.dumps(weights)}}}\n"
-        "engine: {max_model_len: 512, kv_cache_memory_gib: 0.25, args: {enforce_eager: true}}\n"
-        "resources: {accelerator: cpu}\n"
-        "lifecycle: {policy: pinned}\n"
-    )
-
-
-def _events(stack: Stack) -> list[dict[str, Any]]:
-    lines = stack.log.read_text(errors="replace").splitlines()
-    events = [json.loads(line) for line in lines if line.startswith("{") and '"event"' in line]
-    return [event for event in events if event.get("model") in (_NAME, None)]
-
-
-def _moment(event: dict[str, Any]) -> float:
-    return datetime.fromisoformat(event["timestamp"]).timestamp()
-
-
-def _fail_early(stack: Stack, since: float) -> None:
-    for event in _events(stack):
-        if event["event"] in ("model.failed", "model.held", "source.problem") and _moment(event) >= since:
-            raise BenchError(f"the model does not come up: {event}")
-
-
-def _wait_settled(stack: Stack, since: float) -> None:
-    def settled() -> bool:
-        return any(
-            event["event"] == "reconcile.settled" and _moment(event) >= since - 1.0 for event in _events(stack)
-        )
-
-    stack.wait_for(settled, "the reconciler is settled", _UNLOAD_SECONDS)
-
-
-def _replica_pids(stack: Stack) -> list[int]:
-    name = ours.engine_of(stack, _NAME).application
-    deployments: dict[str, dict[str, Any]] = ours.applications(stack)[name]["deployments"]
-    return [replica["pid"] for each in deployments.values() for replica in each["replicas"] if replica["pid"]]
 
 
 def main() -> int:
@@ -232,14 +222,14 @@ def main() -> int:
     about = machine.describe()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         try:
-            times = run(Path(folder), 1 if options.quick else 3)
+            result = run(Path(folder), 1 if options.quick else 3)
         except BenchError as error:
             say(f"error: {error}")
             return 1
     if options.output == "json":
-        print(json.dumps({"machine": about, **asdict(times)}, indent=1))
+        print(json.dumps({"machine": about, **asdict(result)}, indent=1))
     else:
-        print(text(times, about))
+        print(text(result, about))
     return 0
 
 

@@ -1,95 +1,35 @@
 """What the front door costs: the same model bare, directly at its application, through the edge, and by an alias.
 
-    python -m bench.front_door [--quick] [--rounds N] [--output json]
+    python -m bench.front_door [--quick] [--rounds N] [--output json] [--cold-models N]
 
 All paths are up at the same time and are measured in short slices that take turns, so that whatever else the
 machine does hits all alike. Ratios are made of neighbouring slices. bench/README.md says how to read the result.
+
+With --cold-models another question is answered: what the same paths cost while so many other models are declared
+and cold, against without them.
 """
 
 import argparse
 import itertools
 import json
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-from bench import asking, ceiling, front_door_report, machine, ours
-from bench.asking import chat_body, completed
+from bench import asking, ceiling, front_door_cold, front_door_report, machine, ours
+from bench.asking import chat_body
 from bench.bare import bare_vllm
-from bench.front_door_data import AGAIN, ALIAS, BARE, DIRECT, EDGE, FULL, QUICK, Cell, Result, Series
+from bench.front_door_data import AGAIN, ALIAS, BARE, DIRECT, EDGE, FULL, QUICK, Result
+from bench.front_door_slices import CHAT, Benchmark, Target
 from bench.load import Job
 from bench.load_process import LoadProcess, load_process
 from bench.machine import BenchError, say
-from bench.measure import percentile
 
-_CHAT = "/v1/chat/completions"
 _FULL_SECONDS, _QUICK_SECONDS = 440.0, 40.0
 _FULL_ROUNDS, _QUICK_ROUNDS = 20, 1
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where one path begins."""
-
-    port: int
-    path: str
-    model: str
-
-
-class Benchmark:
-    """The slices of all cells, in turns."""
-
-    def __init__(self, generator: LoadProcess, targets: dict[str, Target], cells: tuple[Cell, ...]) -> None:
-        self._generator = generator
-        self._targets = targets
-        self.cells = [(cell, {path: Series() for path in targets}) for cell in cells]
-
-    def warm_up(self) -> None:
-        """Half a slice of everything, dropped: imports, caches, connections, memory."""
-        for cell, _ in self.cells:
-            for target in self._targets.values():
-                self._generator.run(_job(cell, target, max(cell.clients, cell.requests // 2)))
-
-    def round(self, number: int) -> None:
-        """All cells once, with as many turns as each takes."""
-        for cell, series in self.cells:
-            for turn in range(cell.turns):
-                for path in _order(tuple(self._targets), number * cell.turns + turn):
-                    _note(series[path], self._generator, _job(cell, self._targets[path], cell.requests))
-
-
-def _order(paths: tuple[str, ...], turn: int) -> tuple[str, ...]:
-    """Who comes first changes from turn to turn, and after all were first also who follows whom."""
-    start = turn % len(paths)
-    rotated = paths[start:] + paths[:start]
-    return rotated if turn // len(paths) % 2 == 0 else rotated[::-1]
-
-
-def _job(cell: Cell, target: Target, requests: int) -> Job:
-    return Job(
-        host="127.0.0.1",
-        port=target.port,
-        path=target.path,
-        body=chat_body(target.model, cell.tokens, stream=cell.stream),
-        clients=cell.clients,
-        requests=requests,
-        expect=completed(cell.tokens),
-    )
-
-
-def _note(series: Series, generator: LoadProcess, job: Job) -> None:
-    done = generator.run(job)
-    series.p50_ms.append(statistics.median(done.latency_ms))
-    series.p95_ms.append(percentile(done.latency_ms, 95))
-    series.first_p50_ms.append(statistics.median(done.first_ms))
-    series.first_p95_ms.append(percentile(done.first_ms, 95))
-    series.per_second.append(len(done.latency_ms) / done.seconds)
-    series.generator_share.append(done.cpu_seconds / done.seconds)
-    series.reconnects += done.reconnects
 
 
 def measure_ceilings(generator: LoadProcess, folder: Path) -> dict[int, float]:
@@ -98,7 +38,7 @@ def measure_ceilings(generator: LoadProcess, folder: Path) -> dict[int, float]:
     with ceiling.answering_haproxy(folder) as port:
         body = chat_body(ours.MODEL, 4, stream=False)
         for clients in (1, 16, 64):
-            job = Job("127.0.0.1", port, _CHAT, body, clients, 2000, ceiling.EXPECTED)
+            job = Job("127.0.0.1", port, CHAT, body, clients, 2000, ceiling.EXPECTED)
             slices = [generator.run(job) for _ in range(3)]
             found[clients] = max(len(each.latency_ms) / each.seconds for each in slices)
     return found
@@ -115,14 +55,14 @@ def run(folder: Path, *, quick: bool, rounds: int | None) -> Result:
         engine = ours.engine_of(stack)
         say("starting bare vLLM")
         with bare_vllm(engine, ours.MODEL, folder / "bare.log") as bare:
-            asking.wait_first_token(bare.port, _CHAT, ours.MODEL, seconds=180, check=bare.check)
+            asking.wait_first_token(bare.port, CHAT, ours.MODEL, seconds=180, check=bare.check)
             serve, edge = stack.ports["SERVE_PORT"], stack.ports["LISTEN_PORT"]
             targets = {
-                BARE: Target(bare.port, _CHAT, ours.MODEL),
-                DIRECT: Target(serve, f"/{engine.application}{_CHAT}", ours.MODEL),
-                EDGE: Target(edge, _CHAT, ours.MODEL),
-                ALIAS: Target(edge, _CHAT, ours.ALIAS),
-                AGAIN: Target(serve, f"/{engine.application}{_CHAT}", ours.MODEL),
+                BARE: Target(bare.port, CHAT, ours.MODEL),
+                DIRECT: Target(serve, f"/{engine.application}{CHAT}", ours.MODEL),
+                EDGE: Target(edge, CHAT, ours.MODEL),
+                ALIAS: Target(edge, CHAT, ours.ALIAS),
+                AGAIN: Target(serve, f"/{engine.application}{CHAT}", ours.MODEL),
             }
             if quick:
                 targets.pop(AGAIN)
@@ -161,17 +101,22 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one small round: does it work at all?")
     parser.add_argument("--rounds", type=int, help="at most so many (default: as many as fit 7 minutes, up to 20)")
     parser.add_argument("--output", choices=("text", "json"), default="text")
+    parser.add_argument("--cold-models", type=int, default=0, metavar="N", help="with N more models, and without")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         try:
-            result = run(Path(folder), quick=options.quick, rounds=options.rounds)
+            if options.cold_models:
+                cold = front_door_cold.run(
+                    Path(folder), options.cold_models, quick=options.quick, rounds=options.rounds
+                )
+                found, report = asdict(cold), front_door_cold.text(cold)
+            else:
+                result = run(Path(folder), quick=options.quick, rounds=options.rounds)
+                found, report = asdict(result), front_door_report.text(result)
         except BenchError as error:
             say(f"error: {error}")
             return 1
-    if options.output == "json":
-        print(json.dumps(asdict(result), indent=1))
-    else:
-        print(front_door_report.text(result))
+    print(json.dumps(found, indent=1) if options.output == "json" else report)
     return 0
 
 

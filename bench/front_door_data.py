@@ -47,6 +47,11 @@ QUICK = (
 )
 
 
+COLD_FULL = (Cell("short", 4, 1, 50, 3), Cell("short", 4, 16, 240, 2), Cell("stream", 256, 16, 16, 1))
+COLD_QUICK = (Cell("short", 4, 1, 20, 1), Cell("short", 4, 16, 80, 1), Cell("stream", 256, 16, 16, 1))
+"""With and without cold models: a round of these is short, so that neighbours are near in time."""
+
+
 @dataclass(slots=True)
 class Series:
     """One value a slice, for one path in one cell."""

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -59,7 +59,7 @@ resources:
   accelerator: auto
   replicas: {{min: 1, max: 2}}
 lifecycle:
-  policy: on_demand
+  policy: pinned
   idle_timeout: 15m
   priority: {priority}
 aliases: [model-{number:04d}, m{number}]
@@ -131,6 +131,8 @@ def converged_observation(desired: Desired, *, gpus: int) -> Observed:
 def plan_timings(folder: Path, repetitions: int) -> list[Timing]:
     """Read, parse, compile and plan, on the first load and when all is as declared; on CPUs and with 1,000 GPUs.
 
+    The models are pinned, so that all of them are loaded; once more they are on demand, and all at rest.
+
     Raises:
         BenchError: A plan is not what it should be.
     """
@@ -149,6 +151,10 @@ def _cluster_timings(name: str, snapshot: Snapshot, read: Sequence[float], *, gp
     empty = first_observation(gpus=gpus)
     compiled, desired = _timed(lambda: compile_desired(snapshot, renderer), len(read))
     _require(len(desired.targets) == FILES, f"not all files are valid: {desired.problems[:1]}")
+    on_demand = {
+        path: file.replace(b"policy: pinned", b"policy: on_demand") for path, file in snapshot.files.items()
+    }
+    at_rest = compile_desired(replace(snapshot, files=on_demand), renderer)
     fitter = Fitter(renderer, Platform(device="cuda" if gpus else "cpu"), _NothingMeasured())
     nothing = Cluster({}, empty.nodes, {})
     weighed, desired = _timed(lambda: fitter.fitted(desired, nothing, {}), len(read))
@@ -160,12 +166,15 @@ def _cluster_timings(name: str, snapshot: Snapshot, read: Sequence[float], *, gp
     kept, _ = _timed(lambda: fitter.fitted(desired, cluster, {}), len(read))
     again, plan = _timed(lambda: make_plan(desired, converged), len(read))
     _require(plan.converged, f"the second plan is not empty: {plan.steps[:1]}{plan.changes[:1]}{plan.held[:1]}")
+    resting, plan = _timed(lambda: make_plan(at_rest, empty), len(read))
+    _require(len(plan.resting) == FILES, f"not every model is at rest: {plan.changes[:1]}{plan.held[:1]}")
     return [
         Timing(f"{name}: parse and compile", compiled),
         Timing(f"{name}: sizes, the models' facts not known yet", weighed),
         Timing(f"{name}: plan the first load", first),
         Timing(f"{name}: sizes kept of what runs", kept),
         Timing(f"{name}: plan when converged", again),
+        Timing(f"{name}: plan when all are at rest", resting),
         Timing(f"{name}: all of a first load", _sums(read, compiled, weighed, first), AIM_PLANNING),
         Timing(f"{name}: all of a turn, files unchanged", _sums(read, kept, again), AIM_PLANNING),
     ]

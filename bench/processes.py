@@ -36,7 +36,9 @@ def with_environment(variable: str, value: str) -> set[psutil.Process]:
 
 
 def wait_gone(processes: Collection[psutil.Process], *, seconds: float) -> None:
-    """Return when none of them is left; a zombie holds no memory and counts as gone.
+    """Return when none of them is left.
+
+    A zombie holds no memory and counts as gone; so does what turned out to be one of Ray's spare workers.
 
     Raises:
         BenchError: Some stayed.
@@ -50,5 +52,7 @@ def wait_gone(processes: Collection[psutil.Process], *, seconds: float) -> None:
 
 def _is_there(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return (
+            process.is_running() and process.status() != psutil.STATUS_ZOMBIE and process.name() != _SPARE_WORKER
+        )
     return False

@@ -107,6 +107,9 @@ def _plan_declared(turn: Turn, target: Target) -> None:
     asked = model in turn.observed.waiting and not want.pinned and not _is_replaced(turn, target)
     if model not in turn.observed.overrides and (leaves or asked):
         turn.by_traffic.add(model)
+    record = turn.record(model)
+    if record is not None and record.previous is not None and turn.routed(model) == record.previous["name"]:
+        turn.step(Do.FORGET_PREVIOUS, model, record.previous["name"], "it is back, and has the traffic")
     if ended := finished(turn, target):
         turn.step(Do.END_OVERRIDE, model, target.application, ended)
     if model in turn.live and (model in turn.sent_away or want.wish is Wish.REST):

@@ -92,7 +92,7 @@ def _unpinned(turn: Turn, target: Target) -> bool:
 
 def _replacing(turn: Turn, target: Target) -> Want | None:
     record = turn.record(target.model)
-    if record is not None and record.previous is not None:
+    if record is not None and record.previous is not None and turn.routed(target.model) != record.previous["name"]:
         return Want(Wish.UP, "the version that it replaces made way for it")
     return None
 
@@ -118,7 +118,9 @@ def _on_demand(turn: Turn, target: Target) -> Want:
     if not turn.live.get(target.model):
         return Want(Wish.REST, "on demand: a request loads it")
     app = last_serving(turn, target.model)
-    if app is None or app.status is Status.DEPLOY_FAILED:
+    # The failure of the wanted version has to be noted before it goes.
+    failed = app is not None and app.status is Status.DEPLOY_FAILED and app.name == target.application
+    if app is None or failed:
         return Want(Wish.STAY, "it comes up")
     if reason := _why_it_stays(turn, target, app):
         if _sleeps(turn, target, app):

@@ -12,7 +12,7 @@ import aiohttp
 from reconciler.core.spec import Task
 
 _PAUSE_SECONDS = 0.5
-_WARM_UP_SECONDS = 60.0
+_WARM_UP_SECONDS, _WARM_UP_AFTER_SECONDS = 60.0, 10.0
 _OK = 200
 _NOT_UP_YET = (404, 500, 502, 503, 504)
 _TEXT = "Hello"
@@ -60,6 +60,8 @@ async def warm_up(base_url: str, model: str, task: str) -> None:
         task: What the model does, a `Task` value.
     """
     if task == Task.GENERATE:
+        # Whoever waited for the model comes first.
+        await asyncio.sleep(_WARM_UP_AFTER_SECONDS)
         body = {"model": model, "prompt": _TEXT, "max_tokens": 1, "temperature": 1}
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_WARM_UP_SECONDS)) as session:
             await _ask(session, f"{base_url}/v1/completions", body)

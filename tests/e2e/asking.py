@@ -75,10 +75,11 @@ async def ask(url: str, answer: Answer, *, stream: bool, session: aiohttp.Client
         session: The client; None for one of its own.
     """
     async with contextlib.AsyncExitStack() as stack:
-        client = session or await stack.enter_async_context(aiohttp.ClientSession())
+        if session is None:
+            session = await stack.enter_async_context(aiohttp.ClientSession())
         answer.began = time.monotonic()
         try:
-            await _read(client, f"{url}/chat/completions", answer, stream=stream)
+            await _read(session, f"{url}/chat/completions", answer, stream=stream)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             answer.error = answer.error or repr(error)
         answer.ended = time.monotonic()

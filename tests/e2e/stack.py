@@ -190,20 +190,35 @@ class Stack:
             instance: dict[str, Any] = await answer.json(content_type=None)
             return instance
 
+    async def gpus_used(self) -> float:
+        """How many GPUs Ray has given away. Ray's own account of it may be some seconds old."""
+        token = (self.state / "ray-token").read_text().strip()
+        headers = {"Authorization": f"Bearer {token}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.get(f"{self.dashboard}/api/cluster_status") as answer,
+        ):
+            report = (await answer.json())["data"]["clusterStatus"]["loadMetricsReport"]
+        return float(report["usage"]["GPU"][0])
+
     def events(self, name: str) -> list[dict[str, Any]]:
         """The reconciler's log lines of one event, in order."""
         lines = self.log.read_text(errors="replace").splitlines()
         return [json.loads(line) for line in lines if line.startswith("{") and f'"event": "{name}"' in line]
 
-    def wait_loaded(self, *models: str) -> None:
-        """Wait until the reconciler has settled since the last `write`; then these are loaded and in sync."""
+    def wait_settled(self) -> None:
+        """Wait until the reconciler has settled since the last `write`."""
         # By the log, not by asking `reconcile status` again and again: that would take the core the load needs.
         self.wait_for(
             lambda: len(self.events("reconcile.settled")) > self._settled_before,
-            f"settled with {', '.join(models)}",
+            "settled",
             LOAD_SECONDS,
             pause=0.5,
         )
+
+    def wait_loaded(self, *models: str) -> None:
+        """Wait until the reconciler has settled since the last `write`; then these are loaded and in sync."""
+        self.wait_settled()
         rows = self.status()
         states = {model: (rows[model]["state"], rows[model]["sync"]) for model in models}
         assert set(states.values()) == {("loaded", "in sync")}, states
@@ -221,11 +236,56 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running_stack(folder: Path, *, hub_url: str = "") -> Iterator[Stack]:
-    """A started stack; everything it started is gone afterwards."""
+def running_stack(
+    folder: Path, *, hub_url: str = "", prepare: Callable[[Stack], None] = lambda _: None
+) -> Iterator[Stack]:
+    """A started stack; everything it started is gone afterwards.
+
+    Args:
+        folder: Where it lives.
+        hub_url: Its hub; without one it has none.
+        prepare: Called before the start.
+    """
     stack = Stack(folder, hub_url=hub_url)
+    prepare(stack)
     try:
         stack.start()
         yield stack
     finally:
         stack.stop()
+
+
+@contextlib.contextmanager
+def second_edge(stack: Stack, folder: Path) -> Iterator[str]:
+    """`reconcile edge follow`, as on another node: in a folder of its own. Gives its URL.
+
+    Args:
+        stack: Whose edge it is.
+        folder: The other node's state directory; it exists.
+    """
+    (port,) = free_ports(1)
+    of, token = f"http://127.0.0.1:{stack.ports['ACTIVATOR_PORT']}", str(stack.state / "edge-token")
+    program = REPOSITORY / ".venv" / "bin" / "reconcile"
+    here = ["--listen-port", str(port), "--state-dir", str(folder)]
+    with (folder / "follow.log").open("ab") as log:
+        process = subprocess.Popen(
+            [program, "edge", "follow", "--of", of, "--token", token, "--name", "node2", *here],
+            env=stack.settings(),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        # Its edge goes on serving, as it should, until it is told to stop.
+        subprocess.run(
+            [program, "edge", "stop", "--state-dir", str(folder)],
+            env=stack.settings(),
+            check=True,
+            stdout=subprocess.DEVNULL,
+            timeout=60,
+        )
