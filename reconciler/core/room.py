@@ -99,8 +99,8 @@ def _find_by_sending_away(
         return Place.NEVER, reason
     free = [model for model in _movable(turn, target) if model not in turn.planned]
     candidates = [each for model in free if (each := _candidate(turn, model, target, want)) is not None]
-    slot = turn.has_slot()
-    # Who leaves already makes room whether or not others load.
+    slot = turn.has_slot(for_later=True)
+    # Nobody is sent away for a model that then waits for another one's load; who leaves already makes room anyhow.
     candidates = [each for each in candidates if slot or each.rank == 0]
     chosen = _who_leaves(turn, target, candidates, gone, rivals)
     if chosen is None and not slot:

@@ -147,9 +147,14 @@ class Turn:
         self._ledger.back_to(before)
         return blocked
 
-    def has_slot(self) -> bool:
-        """Another application may come up beside those that do already."""
-        return self._loading < self.options.max_loads
+    def has_slot(self, *, for_later: bool = False) -> bool:
+        """Another application may come up beside those that do already.
+
+        Args:
+            for_later: Beside those, too, that only wait for their room to be free.
+        """
+        waiting = len({model for model, _ in self._promised}) if for_later else 0
+        return self._loading + waiting < self.options.max_loads
 
     def _finds_place(self, demand: Demand, without: Collection[str]) -> bool:
         if not self._promised:

@@ -507,3 +507,14 @@ def test_a_new_version_that_nobody_waits_for_interrupts_nobody_and_gets_its_room
         spend(world, 4)
     assert len(world.puts) == puts
     world.until(lambda: world.serves("a"))
+
+
+def test_nobody_is_sent_away_for_a_model_that_cannot_be_loaded_yet(make_world: MakeWorld) -> None:
+    world = make_world(gpus=2, options=Options(max_loads=1))
+    world.edit(**{name: on_demand(1.0) for name in "abcd"})
+    served(world, world.ask("a"), world.ask("b"))
+    spend(world, 100)
+    world.ask("c")
+    world.ask("d")
+    world.turn()
+    assert len(causes(world.plan(), Action.UNLOAD)) == 1
