@@ -14,8 +14,8 @@ from reconciler.core.diff import Effect, FieldChange
 from reconciler.core.parse import Problem
 from reconciler.core.plan import Action, Change, Held, Order, Plan
 from reconciler.core.plan_json import counts
-from reconciler.core.residency import in_time
 from reconciler.core.weights import CopyPlan, in_words
+from reconciler.core.words import in_time
 
 _SYMBOLS = {
     Action.ADD: ("+", "green"),

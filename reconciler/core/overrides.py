@@ -4,12 +4,12 @@
 written into a model file.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from reconciler.core.spec import Policy
+from reconciler.core.words import in_time
 
 DEFAULT_SECONDS = 3600.0
 """How long a `pin` or an `unpin` holds where nothing is said."""
@@ -17,7 +17,6 @@ SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 366 * 86400.0
 """How long an override with an end may hold."""
 _LAST_MOMENT = 1e11
 """Seconds since the epoch, some 3000 years on: no later time was ever meant."""
-_MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
 class Kind(StrEnum):
@@ -88,7 +87,7 @@ def give(
     if current is not None and current.ended(now):
         current = None
     if for_seconds is not None and not SHORTEST_SECONDS <= for_seconds <= LONGEST_SECONDS:
-        span = f"from {_in_time(SHORTEST_SECONDS)} to {_in_time(LONGEST_SECONDS)}"
+        span = f"from {in_time(SHORTEST_SECONDS)} to {in_time(LONGEST_SECONDS)}"
         raise OverrideError(f"what is asked for by hand holds {span}; the model's file is for what is to last")
     if current is not None and _only_ends(kind, policy, current.kind):
         return None
@@ -127,7 +126,7 @@ def in_words(override: Override, policy: Policy, now: float) -> str:
     """
     if override.until is not None:
         verb = {Kind.LOAD: "kept up", Kind.UNLOAD: "kept away", Kind.PIN: "pinned", Kind.UNPIN: "unpinned"}
-        what = f"{verb[override.kind]} by hand for another {_in_time(override.until - now)}"
+        what = f"{verb[override.kind]} by hand for another {in_time(override.until - now)}"
     elif override.kind is Kind.LOAD and policy is Policy.MANUAL:
         what = "kept up by hand until it is unloaded"
     else:
@@ -174,17 +173,3 @@ def _why_not(kind: Kind, model: str, policy: Policy, current: Override | None, *
     if kind is Kind.UNPIN and not pinned:
         return f"{model} is not pinned: its file says {policy}"
     return ""
-
-
-def _in_time(seconds: float) -> str:
-    """A length of time in its two largest units: `42 s`, `59 min`, `1 h 59 min`, `3 d 4 h`."""
-    # Up to a whole second, so that two hours are `2 h` also a moment after they began.
-    whole = max(0, math.ceil(seconds))
-    if whole < _MINUTE:
-        return f"{whole} s"
-    large, small, size, unit = whole // _MINUTE, 0, "min", ""
-    if whole >= _DAY:
-        large, small, size, unit = whole // _DAY, whole % _DAY // _HOUR, "d", "h"
-    elif whole >= _HOUR:
-        large, small, size, unit = whole // _HOUR, whole % _HOUR // _MINUTE, "h", "min"
-    return f"{large} {size} {small} {unit}" if small else f"{large} {size}"

@@ -11,6 +11,7 @@ from reconciler.core.state import Application, Status
 from reconciler.core.target import Target
 from reconciler.core.turn import Turn
 from reconciler.core.want import Want, Wish
+from reconciler.core.words import in_time
 
 AHEAD_FACTOR, AHEAD_SECONDS = 1.25, 15.0
 """How much longer than it took lately a load may take, where it has to be done in time."""
@@ -158,11 +159,3 @@ def _why_it_stays(turn: Turn, target: Target, app: Application) -> str:
     if observed.up_seconds.get(app.name, 0.0) < parse_duration(lifecycle.min_stay):
         return f"it stays for {lifecycle.min_stay} at least"
     return ""
-
-
-def in_time(seconds: float) -> str:
-    """A length of time as a person says it: `40 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 100:  # noqa: PLR2004 -- above, minutes say enough
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"  # noqa: PLR2004

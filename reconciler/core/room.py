@@ -20,13 +20,14 @@ from enum import Enum
 
 from reconciler.core.main_memory import PROCESSES, source_of
 from reconciler.core.memory_plan import memory_of
-from reconciler.core.residency import in_time, last_serving
+from reconciler.core.residency import last_serving
 from reconciler.core.spec import parse_duration
 from reconciler.core.state import Application, Status
 from reconciler.core.target import Target
 from reconciler.core.turn import Turn
 from reconciler.core.want import Want, Wish
 from reconciler.core.weights import in_words
+from reconciler.core.words import in_time
 
 _MOST_WEIGHED = 12
 """Candidates among which every small set is tried; beyond, one after the other leaves until it is enough."""

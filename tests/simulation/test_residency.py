@@ -139,7 +139,7 @@ def test_an_idle_model_makes_room_and_the_plan_says_why(world: World) -> None:
     request = world.ask("b")
     plan = world.plan()
     assert show(plan) == ["▲ b", "▼ a"]
-    assert causes(plan, Action.UNLOAD) == {"a": "idle 2 min, priority 50, to make 0.7 GPU for b"}
+    assert causes(plan, Action.UNLOAD) == {"a": "idle 1 min, priority 50, to make 0.7 GPU for b"}
     served(world, request)
     assert world.cut == 0
 

@@ -10,12 +10,13 @@ import pytest
 from reconciler.core.desired import Desired, Snapshot, compile_desired
 from reconciler.core.overrides import Kind, Override
 from reconciler.core.render import Renderer
-from reconciler.core.residency import finished, in_time, last_serving, want_of
+from reconciler.core.residency import finished, last_serving, want_of
 from reconciler.core.state import Application, Failure, Observed, Record, Replica, Status, Waiting
 from reconciler.core.target import Platform, Target
 from reconciler.core.turn import Options, Turn
 from reconciler.core.want import Want, Wish
 from reconciler.core.windows import Window
+from reconciler.core.words import in_time
 
 TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")
 RENDERER = Renderer(TEMPLATE, Platform())
@@ -260,7 +261,7 @@ def test_use(
     )
     assert (want.wish, want.pinned, want.on_request, want.asked) == (wish, False, True, False)
     if wish is REST:
-        assert want.why == "idle 60 s (idle_timeout 60s)"
+        assert want.why == "idle 1 min (idle_timeout 60s)"
 
 
 def test_no_jump_of_the_wall_clock_changes_a_wish() -> None:
@@ -361,10 +362,10 @@ def test_a_load_that_failed_since_is_done_and_an_older_failure_says_nothing() ->
     ("seconds", "words"),
     [
         (0.0, "0 s"),
-        (40.4, "40 s"),
-        (99.0, "99 s"),
+        (40.4, "41 s"),
+        (99.0, "1 min"),
         (720.0, "12 min"),
-        (5940.0, "99 min"),
+        (5940.0, "1 h 39 min"),
         (12000.0, "3 h 20 min"),
     ],
 )
