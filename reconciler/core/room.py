@@ -270,7 +270,7 @@ def _smallest(order: Sequence[Candidate], enough: Callable[[Iterable[Candidate]]
 
 def _why(target: Target, each: Candidate) -> str:
     use = f"{each.in_flight} in flight" if each.in_flight else f"idle {in_time(each.idle)}"
-    use += ", had its turn" if each.rank == 2 else ""  # noqa: PLR2004 -- in use
+    use += ", had its turn" if each.rank == 2 or each.in_flight else ""  # noqa: PLR2004 -- in use
     return f"{use}, priority {each.priority}, to make {amount(target)} for {target.model}"
 
 
