@@ -484,7 +484,7 @@ def test_without_room_for_two_the_old_version_goes_first_and_comes_back(stack: S
 
     # Back to what works: nothing is started, because it runs.
     stack.write("solo", gpu_file(640))
-    stack.wait_loaded("solo")
+    stack.wait_for(lambda: stack.plan()[1] == 0, "nothing is left to do")
     assert stack.status()["solo"]["application"] == second
     assert len(failed()) == attempts, "the failed version was tried again"
 
