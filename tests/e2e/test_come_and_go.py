@@ -82,16 +82,17 @@ async def test_a_herd_for_one_cold_model_causes_one_load(stack: Stack) -> None:
     streams = answers[:250]
     herd = asyncio.create_task(ask_all(stack.url, answers, streams=len(streams)))
     seen: set[tuple[str, bool]] = set()
-    engines: set[str] = set()
+    applications: set[str] = set()
     while not herd.done():
         state, reason = await status_of(stack.url, A)
         seen.add((state, bool(reason)))
-        engines |= _engines(await stack.serve_instance(), A)
+        applications |= {name for name in (await stack.serve_instance())["applications"] if name.startswith("a-")}
         await asyncio.sleep(0.5)
     await herd
 
     assert failures(answers) == []
-    assert len(engines) == 1, "loaded twice"
+    assert len(_started(stack, A)) == 1
+    assert applications == {_started(stack, A)[0]["application"]}
     assert ("loading", True) in seen, "/v1/models did not say that it loads, and how far it is"
     assert (await status_of(stack.url, A))[0] == "loaded"
     # All arrive while the model loads, so all wait, and a stream hears of it.
@@ -140,9 +141,10 @@ async def test_waiters_survive_a_killed_reconciler(stack: Stack) -> None:
     await asyncio.to_thread(stack.start_reconciler)
     await waiting
     assert failures(waiters) == []
-    instance = await stack.serve_instance()
-    assert len(_engines(instance, B)) == 1, "loaded twice"
-    assert len(instance["applications"]) == 2
+    assert len(_started(stack, B)) == 1, "loaded twice"
+    ours = {name for name in (await stack.serve_instance())["applications"] if name[1] == "-"}
+    assert {name[0] for name in ours} == {A, B}
+    assert len(ours) == 2
 
 
 async def test_an_unload_waits_for_a_running_stream(stack: Stack) -> None:
@@ -228,29 +230,10 @@ async def _watch_room(stack: Stack) -> dict[str, Any]:
         return seen
 
 
-def _engines(instance: dict[str, Any], model: str) -> set[str]:
-    """Every engine that was started for a model's applications that are there: those that died too."""
-    return {
-        replica["replica_id"]
-        for name, app in instance["applications"].items()
-        if name.rsplit("-", 1)[0] == model
-        for deployment, each in app["deployments"].items()
-        if deployment.startswith("LLMServer")
-        for replica in (*each["replicas"], *each.get("recent_dead_replicas", ()))
-    }
-
-
 def _share(app: dict[str, Any]) -> float:
-    """GPUs of an application whose engine is there, in whatever state; its router takes none."""
-    deployments = app["deployments"].items()
-    engines = sum(len(each["replicas"]) for name, each in deployments if name.startswith("LLMServer"))
-    config = app.get("deployed_app_config")
-    if config is None:
-        return float(
-            replicas
-        )  # It is being deleted, and Serve has forgotten how much; each takes a whole GPU here.
-    (llm,) = config["args"]["llm_configs"]
-    return engines * float(llm["placement_group_config"]["bundle_per_worker"]["GPU"])
+    """GPUs of an application that has engines, in whatever state: each takes a whole one here."""
+    servers = (item for name, item in app["deployments"].items() if name.startswith("LLMServer"))
+    return float(sum(len(server["replicas"]) for server in servers))
 
 
 async def _routes(stack: Stack, folder: Path | None = None) -> dict[str, str]:
