@@ -1,5 +1,6 @@
 """The real stack as a person starts it (start.sh, Ray, vLLM, HAProxy, the reconciler), and a person's hands."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -189,6 +190,17 @@ class Stack:
         ):
             instance: dict[str, Any] = await answer.json(content_type=None)
             return instance
+
+    def wait_starts(self, number: int, what: str) -> None:
+        """Wait for a number of starts, each handed to Serve: the log says so before it is done."""
+
+        def handed_over() -> bool:
+            starts = self.events("model.start")
+            return len(starts) >= number and (
+                starts[-1]["application"] in asyncio.run(self.serve_instance())["applications"]
+            )
+
+        self.wait_for(handed_over, what)
 
     async def gpus_used(self) -> float:
         """How many GPUs Ray has given away. Ray's own account of it may be some seconds old."""

@@ -267,7 +267,7 @@ def test_edits_under_load_and_kills_in_the_middle(stack: Stack) -> None:
         ]
         assert code == 2, "changes are pending"
         stack.write(CHAT, changed)
-        stack.wait_for(lambda: len(stack.events("model.start")) > starts, "the new version starts")
+        stack.wait_starts(starts + 1, "the new version starts")
         crash_and_return("while the new version loads")
         stack.wait_loaded(CHAT)
         new = stack.status()[CHAT]["application"]
@@ -278,7 +278,7 @@ def test_edits_under_load_and_kills_in_the_middle(stack: Stack) -> None:
         third_file = chat_file(stack, "third", context=256)
         assert stack.planned({"third": third_file}) == {"third": "add"}
         stack.write("third", third_file)
-        stack.wait_for(lambda: len(stack.events("model.start")) > starts + 1, "the third model starts")
+        stack.wait_starts(starts + 2, "the third model starts")
         crash_and_return("while the third model loads")
         stack.wait_loaded("third")
         assert len(stack.events("model.start")) == starts + 2, "loaded twice"
