@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from reconciler.core.parse import InvalidFile, ParsedSet, Problem, parse_all
+from reconciler.core.provenance import Provenance
 from reconciler.core.render import Renderer, RenderError
 from reconciler.core.target import Target
 from reconciler.core.weights import Resolutions, Wanted, wanted_of
@@ -20,6 +21,10 @@ class Snapshot:
         folder: Absolute folder that relative paths inside model files start at.
         unreadable: Why the source could not be read; empty when it could. Then `files` says nothing.
         problems: Files that could not be read (no regular file, no permission), which hold their models.
+        objects: Where folders of the source lie that model files may name by a relative path, by that path as it
+            is from `folder`; each place belongs to its content, so that another revision of the same folder lies
+            elsewhere. Where a source has none, such paths start at `folder`.
+        provenance: Where the files come from, where the source can tell.
     """
 
     revision: str
@@ -27,6 +32,8 @@ class Snapshot:
     folder: str
     unreadable: str = ""
     problems: tuple[Problem, ...] = ()
+    objects: Mapping[str, str] = field(default_factory=dict)
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,11 @@ def compile_desired(
     for name, file in sorted(parsed.valid.items()):
         try:
             targets[name] = renderer.compile_target(
-                file.spec, file=file.path, folder=snapshot.folder, resolutions=resolutions
+                file.spec,
+                file=file.path,
+                folder=snapshot.folder,
+                resolutions=resolutions,
+                objects=snapshot.objects,
             )
         except RenderError as error:
             problem = Problem(file.path, 1, 1, str(error))

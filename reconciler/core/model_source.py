@@ -70,10 +70,19 @@ class ModelSource:
         folder: Where relative paths start.
         cache: The hub's cache.
         resolutions: Which commits the wanted revisions are. Without, the engine fetches from the hub itself.
+        objects: Where relative paths lead that do not start there.
     """
 
-    def __init__(self, spec: ModelSpec, folder: str, cache: str, resolutions: Resolutions | None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        folder: str,
+        cache: str,
+        resolutions: Resolutions | None,
+        objects: Mapping[str, str] | None = None,
+    ) -> None:
         self._folder, self._cache, self._resolutions = folder, cache, resolutions
+        self._objects = objects or {}
         self._spec = spec
         self._commits: dict[tuple[Role, str, str], str] = {}
         self._places: dict[str, Copy | str] = {}
@@ -161,7 +170,9 @@ class ModelSource:
         return Reads(self._places.get(self.model), self._places.get(self.draft or ""))
 
     def _local(self, path: str, role: Role) -> str:
-        found = posixpath.normpath(posixpath.join(self._folder, path))
+        found = self._objects.get(posixpath.normpath(path))
+        if found is None:
+            found = posixpath.normpath(posixpath.join(self._folder, path))
         self.paths.setdefault(found, role)
         self._places[found] = found
         return found

@@ -47,7 +47,13 @@ class Renderer:
         self._platform = platform
 
     def compile_target(
-        self, spec: ModelSpec, *, file: str, folder: str, resolutions: Resolutions | None = None
+        self,
+        spec: ModelSpec,
+        *,
+        file: str,
+        folder: str,
+        resolutions: Resolutions | None = None,
+        objects: Mapping[str, str] | None = None,
     ) -> Target:
         """The version that `spec` asks for.
 
@@ -56,11 +62,12 @@ class Renderer:
             file: The file it came from, for messages and records.
             folder: The absolute folder that relative source paths start at.
             resolutions: Which commits the wanted revisions are. Without, the engine fetches what it needs itself.
+            objects: Where relative paths lead that do not start there.
 
         Raises:
             RenderError: The template failed on this model, or made something that is not its application.
         """
-        source = ModelSource(spec, folder, self._platform.hub_cache, resolutions)
+        source = ModelSource(spec, folder, self._platform.hub_cache, resolutions, objects)
         fields = source.with_commits(spec.model_dump(mode="json"))
         # Whoever has to fetch weights, or lives on several nodes, comes up in Ray's own way.
         fast = self._platform.fast_start and not source.from_hub and not spec.resources.across_nodes

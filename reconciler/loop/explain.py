@@ -117,7 +117,9 @@ async def _target(
         resolutions = await weights.revisions.resolve(wanted_of(spec), patience=_HUB_SECONDS)
     finally:
         await weights.close()
-    target = renderer.compile_target(spec, file=file.path, folder=snapshot.folder, resolutions=resolutions)
+    target = renderer.compile_target(
+        spec, file=file.path, folder=snapshot.folder, resolutions=resolutions, objects=snapshot.objects
+    )
     problem = next((each.problem for each in target.unresolved.values()), None)
     if problem is not None:
         raise UnknownModelError(f"{name}: {problem or 'the hub does not answer'}")
