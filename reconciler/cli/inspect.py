@@ -18,6 +18,7 @@ from reconciler.host.settings import Settings
 from reconciler.loop import service
 from reconciler.loop.directory import build_directory
 from reconciler.loop.loop import Look
+from reconciler.loop.suspensions import SuspensionsUnreadableError
 from reconciler.ray_serve.client import ServeUnreachableError
 from reconciler.weights.revisions import PinsUnreadableError
 
@@ -29,7 +30,7 @@ def status(settings: Settings, *, output: str) -> int:
         look = asyncio.run(service.look_once(settings, Options(max_loads=settings.loads_at_once), ask_hub=False))
     except ServeUnreachableError as error:
         fail(str(error))
-    except (RenderError, FileNotFoundError, PinsUnreadableError) as error:
+    except (RenderError, FileNotFoundError, PinsUnreadableError, SuspensionsUnreadableError) as error:
         fail(str(error))
     rows = _status_rows(look)
     pid = holder(settings.state_dir)

@@ -14,6 +14,7 @@ from reconciler import __version__
 from reconciler.cli.by_hand_commands import load, pin, unload, unpin
 from reconciler.cli.edge_commands import edge
 from reconciler.cli.options import CONTEXT, merged, shared_options
+from reconciler.cli.suspend_commands import resume, suspend
 
 _EPILOG = """\b
 Exit codes:
@@ -36,6 +37,7 @@ Examples:
   reconcile pull                     fetch weights without serving
   reconcile load qwen3-0.6b          bring a model up now, and wait until it answers
   reconcile pin qwen3-0.6b --for 2h  keep it up for a time, whatever its file says
+  reconcile suspend --all --for 1h   leave everything exactly as it is
 
 Settings come from options, RECONCILE_* variables or reconcile.toml; see docs/settings.md.
 """
@@ -308,7 +310,7 @@ def fit(
     sys.exit(fitting.fit(settings, name, options=FitOptions(**options), output=output))
 
 
-for command in (load, unload, pin, unpin, edge):
+for command in (load, unload, pin, unpin, suspend, resume, edge):
     cli.add_command(command)
 
 

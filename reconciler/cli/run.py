@@ -22,6 +22,7 @@ from reconciler.host.lock import AlreadyRunningError, exclusive
 from reconciler.host.settings import Settings
 from reconciler.loop import service
 from reconciler.loop.running import ask_running
+from reconciler.loop.suspensions import SuspensionsUnreadableError
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
 from reconciler.weights.revisions import PinsUnreadableError
 
@@ -120,6 +121,7 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
         EdgeStartError,
         EdgeUnreachableError,
         PinsUnreadableError,
+        SuspensionsUnreadableError,
     ) as error:
         fail(str(error))
     except KeyboardInterrupt:

@@ -65,6 +65,8 @@ def show_plan(plan: Plan, *, now: float, done: bool = False, out: Console | None
     for resting in plan.resting:
         if resting.model not in leaving:
             out.print(f"[dim]z {escape(resting.model)} at rest: {escape(resting.reason)}[/]")
+    for drift in plan.drift:
+        out.print(f"[yellow]drift[/] {escape(drift.model)}: {escape(drift.text)}")
     for note in plan.notes:
         out.print(f"[yellow]note[/] {escape(note.model)}: {escape(note.text)}")
     show_gpus(out, plan.gpus)

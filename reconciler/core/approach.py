@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from reconciler.core.application import demand_of, with_in_place
 from reconciler.core.diff import in_place_changes
+from reconciler.core.drift import Deed
 from reconciler.core.overrides import Kind
 from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Resting
 from reconciler.core.residency import last_serving
@@ -122,11 +123,7 @@ def stay(turn: Turn, model: str) -> None:
 def settle(turn: Turn, app: Application, others: list[Application], target: Target | None) -> None:
     """`app` is the version to serve and exists: bring it to the traffic, then let the others go."""
     model = app.model or ""
-    config = app.config or {}
-    if target is not None and differs_in_place(app, target):
-        config = with_in_place(config, target.in_place)
-        turn.step(Do.UPDATE, model, app.name, "settings that Serve changes without a restart")
-    turn.keep[app.name] = config
+    _keep(turn, app, target)
     routed = turn.routed(model)
     if routed == app.name:
         turn.retire(others, f"{app.name} has the traffic")
@@ -175,6 +172,19 @@ def fall_back(turn: Turn, model: str, live: list[Application]) -> None:
         turn.step(Do.AWAIT, model, previous["name"], f"waits for room to come back; {turn.describe_free()}")
 
 
+def _keep(turn: Turn, app: Application, target: Target | None) -> None:
+    """Keep a version, with what can be changed in place as its file wants it."""
+    config = app.config
+    if target is not None and was_changed(turn, app, target):
+        config = target.config
+        turn.step(Do.UPDATE, target.model, app.name, Deed.CHANGED.of(app.name))
+    elif target is not None and differs_in_place(app, target):
+        config = with_in_place(config or {}, target.in_place)
+        turn.step(Do.UPDATE, target.model, app.name, "settings that Serve changes without a restart")
+    if config is not None:
+        turn.keep[app.name] = config
+
+
 def _note_restore(turn: Turn, model: str, previous: Json, phase: str) -> None:
     cause = "the version that it made way for does not come up"
     turn.changes.append(Change(model, Action.RESTORE, cause, new=previous["name"], phase=phase))
@@ -208,6 +218,16 @@ def phase_of(turn: Turn, app: Application) -> str:
     if not app.replicas:
         return "waits for a replica"
     return "loading the model"
+
+
+def heals(target: Target) -> bool:
+    """What is done to the model behind our back is put right, not only reported."""
+    return target.spec.lifecycle.heal == "on"
+
+
+def was_changed(turn: Turn, app: Application, target: Target) -> bool:
+    """Somebody changed the wanted version behind our back, and it is put right."""
+    return turn.deeds.get(app.name) is Deed.CHANGED and heals(target) and app.config != target.config
 
 
 def differs_in_place(app: Application, target: Target) -> bool:

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from reconciler.core.approach import differs_in_place, phase_of
+from reconciler.core.approach import differs_in_place, phase_of, was_changed
 from reconciler.core.diff import Effect, FieldChange, config_changes, field_changes, in_place_changes
+from reconciler.core.drift import Deed
 from reconciler.core.plan import Action, Change, Order
 from reconciler.core.state import Application, Json, Record
 from reconciler.core.target import Target
@@ -19,13 +20,13 @@ def describe(turn: Turn, target: Target) -> Change | None:
     wanted = next((app for app in live if app.name == target.application), None)
     others = [app for app in live if app is not wanted]
     if wanted is not None and routed == wanted.name and not others:
-        return _describe_running(target, wanted, record)
+        return _describe_running(turn, target, wanted, record)
     serving = next((app for app in others if app.name == routed), None) or next(iter(others), None)
     phase = _phase(turn, wanted, routed)
     if serving is None:
         made_way = record is not None and record.previous is not None
         if not made_way:
-            cause = _cause_of_add(target, record) if wanted is None else f"{target.file} declares it"
+            cause = _cause_of_add(turn, target, record) if wanted is None else f"{target.file} declares it"
             return Change(target.model, Action.ADD, cause, new=target.application, phase=phase, file=target.file)
     if wanted is not None and routed == wanted.name and record is not None and record.application == wanted.name:
         cause = f"{wanted.name} has the traffic; what it replaced drains"
@@ -46,7 +47,11 @@ def describe(turn: Turn, target: Target) -> Change | None:
     )
 
 
-def _describe_running(target: Target, app: Application, record: Record | None) -> Change | None:
+def _describe_running(turn: Turn, target: Target, app: Application, record: Record | None) -> Change | None:
+    if was_changed(turn, app, target):
+        cause = Deed.CHANGED.of(app.name)
+        put_right = config_changes(app.config or {}, target.config)
+        return Change(target.model, Action.RESTORE, cause, put_right, new=app.name, file=target.file)
     fields = tuple(
         # The version that runs is the wanted one, so whatever was written differently costs no engine.
         replace(change, effect=Effect.FRONT_DOOR) if change.effect is Effect.NEW_ENGINE else change
@@ -90,7 +95,9 @@ def _fields(target: Target, serving: Application | None, record: Record | None) 
     return (*fields, *config_changes(old_config, target.config))
 
 
-def _cause_of_add(target: Target, record: Record | None) -> str:
+def _cause_of_add(turn: Turn, target: Target, record: Record | None) -> str:
+    if turn.deeds.get(target.application) is Deed.DELETED:
+        return Deed.DELETED.of(target.application)
     if record is None:
         return f"{target.file} declares it"
     return f"{target.file} declares it, and it does not run any more"

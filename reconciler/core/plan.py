@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from reconciler.core.diff import FieldChange
+from reconciler.core.drift import Drift
 from reconciler.core.state import Json
 from reconciler.core.weights import CopyPlan
 
@@ -127,6 +128,8 @@ class HeldKind(StrEnum):
     DOES_NOT_FIT = "does not fit"
     MISSING = "missing weights"
     WRONG_ENGINE = "wrong engine"
+    SUSPENDED = "suspended"
+    DRIFT = "drift"
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +240,8 @@ class Plan:
     """What is no difference, and yet worth knowing."""
     gpus: tuple[GpuUse, ...] = ()
     """Every GPU, before and after."""
+    drift: tuple[Drift, ...] = ()
+    """What was changed or deleted behind our back."""
     by_traffic: frozenset[str] = frozenset()
     """Models that come or go as traffic has it, which may never end."""
 

@@ -18,6 +18,7 @@ def plan_to_json(plan: Plan) -> Json:
         "steps": [asdict(step) for step in plan.steps],
         "unchanged": list(plan.unchanged),
         "resting": [asdict(resting) for resting in plan.resting],
+        "drift": [{**asdict(drift), "text": drift.text} for drift in plan.drift],
         "notes": [asdict(note) for note in plan.notes],
         "gpus": [asdict(gpu) for gpu in plan.gpus],
         "summary": counts(plan),

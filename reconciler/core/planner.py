@@ -7,12 +7,13 @@ should hold after this turn.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from reconciler.core.approach import approach, let_go, put_to_sleep, rest, stay
+from reconciler.core.approach import approach, heals, let_go, put_to_sleep, rest, stay
 from reconciler.core.describe import describe
 from reconciler.core.desired import Desired
+from reconciler.core.drift import Deed, Drift
 from reconciler.core.memory_plan import gpus_of, memory_of
 from reconciler.core.overrides import Kind, in_words, is_drift
 from reconciler.core.parse import InvalidFile
@@ -20,6 +21,8 @@ from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Note, Plan,
 from reconciler.core.residency import finished, want_of
 from reconciler.core.safety import refuse_removals
 from reconciler.core.state import Application, Observed, Status
+from reconciler.core.suspension import in_words as suspension_in_words
+from reconciler.core.suspension import suspension_of
 from reconciler.core.target import Target
 from reconciler.core.turn import Options, Turn
 from reconciler.core.waiting_for_weights import downloads_of
@@ -33,10 +36,14 @@ def make_plan(desired: Desired, observed: Observed, options: Options | None = No
     turn = Turn(desired, observed, options or Options())
     removed = _decide_removals(turn)
     turn.wants = {model: want_of(turn, target) for model, target in desired.targets.items()}
+    suspended = _suspend(turn)
     order = sorted(desired.targets.values(), key=lambda target: _importance(turn, target))
     if not desired.unreadable:
         for target in order:
-            _plan_declared(turn, target)
+            if target.model in suspended:
+                _plan_suspended(turn, target, suspended[target.model])
+            else:
+                _plan_declared(turn, target)
             turn.planned.add(target.model)
     for model in removed:
         _plan_removal(turn, model)
@@ -48,11 +55,12 @@ def make_plan(desired: Desired, observed: Observed, options: Options | None = No
         unchanged=tuple(turn.unchanged),
         resting=tuple(turn.resting),
         by_traffic=frozenset(turn.by_traffic),
+        drift=_drifted(turn, suspended),
         notes=tuple(
             Note(model, text) for model, target in sorted(desired.targets.items()) for text in target.notes
         )
         + _unknown(turn)
-        + _drift(turn),
+        + _by_hand(turn),
         applications=_applications(turn),
         gpus=gpus_of(turn, order, removed),
         steps=tuple(turn.steps),
@@ -122,6 +130,33 @@ def _plan_declared(turn: Turn, target: Target) -> None:
         _plan_up(turn, target, want)
 
 
+def _suspend(turn: Turn) -> dict[str, Want]:
+    """Have models that are suspended stay where they are; gives what they would do otherwise."""
+    suspended: dict[str, Want] = {}
+    for model, want in turn.wants.items():
+        suspension = suspension_of(turn.observed.suspensions, model, turn.observed.now)
+        if suspension is not None:
+            wish = Wish.STAY if model in turn.live else Wish.REST
+            why = suspension_in_words(suspension, turn.observed.now)
+            turn.wants[model] = Want(wish, why, pinned=wish is Wish.STAY, on_request=False)
+            suspended[model] = want
+    return suspended
+
+
+def _plan_suspended(turn: Turn, target: Target, otherwise: Want) -> None:
+    """Leave a model exactly as it is, whatever is under way with it."""
+    model, why = target.model, turn.wants[target.model].why
+    turn.hold(turn.live.get(model, []))
+    change = describe(turn, target)
+    if model not in turn.live and otherwise.wish is not Wish.UP:
+        turn.resting.append(Resting(model, why, target.file, on_request=False))
+    elif change is not None:
+        reason = f"{why}; else: {change.action.value}, because {change.cause}"
+        turn.held.append(Held(model, HeldKind.SUSPENDED, reason, target.file))
+    else:
+        turn.unchanged.append(model)
+
+
 def _is_replaced(turn: Turn, target: Target) -> bool:
     record = turn.record(target.model)
     made_way = record is not None and record.previous is not None
@@ -179,6 +214,11 @@ def _plan_rest(turn: Turn, target: Target, want: Want) -> None:
 
 
 def _plan_up(turn: Turn, target: Target, want: Want) -> None:
+    if turn.deeds.get(target.application) is Deed.DELETED and not heals(target) and not want.asked:
+        reason = f"{Deed.DELETED.of(target.application)}; lifecycle.heal is off, `reconcile load` starts it again"
+        turn.held.append(Held(target.model, HeldKind.DRIFT, reason, target.file))
+        turn.hold(turn.live.get(target.model, []))
+        return
     change = describe(turn, target)
     steps, held = len(turn.steps), len(turn.held)
     approach(turn, target)
@@ -213,14 +253,37 @@ def _unknown(turn: Turn) -> tuple[Note, ...]:
     )
 
 
-def _drift(turn: Turn) -> tuple[Note, ...]:
+def _by_hand(turn: Turn) -> tuple[Note, ...]:
     """What holds by hand and not by the files."""
+    suspended = (
+        Note(model, want.why)
+        for model, want in sorted(turn.wants.items())
+        if model in turn.unchanged and suspension_of(turn.observed.suspensions, model, turn.observed.now)
+    )
+    return (*suspended, *_overridden(turn))
+
+
+def _overridden(turn: Turn) -> tuple[Note, ...]:
     return tuple(
         Note(model, in_words(override, policy, turn.observed.now))
         for model, override in sorted(turn.observed.overrides.items())
         if (target := turn.desired.targets.get(model)) is not None
         and is_drift(override, policy := target.spec.lifecycle.policy)
     )
+
+
+def _drifted(turn: Turn, suspended: Collection[str]) -> tuple[Drift, ...]:
+    """What was done behind our back to versions that are wanted, or have the traffic."""
+    found: list[Drift] = []
+    for model, target in sorted(turn.desired.targets.items()):
+        for name in sorted({target.application, turn.routed(model) or target.application}):
+            deed = turn.deeds.get(name)
+            if deed is None:
+                continue
+            healed = heals(target) and model not in suspended and name == target.application
+            missed = deed is Deed.CHANGED or turn.wants[model].wish is Wish.UP or model in suspended
+            found.append(Drift(model, name, deed, healed=healed and missed, missed=missed))
+    return tuple(found)
 
 
 def _decide_removals(turn: Turn) -> list[str]:
@@ -232,7 +295,12 @@ def _decide_removals(turn: Turn) -> list[str]:
     running = set(turn.live) | made_way
     for model in sorted(running - set(desired.targets)):
         file = None if desired.unreadable else _invalid_file_of(turn, model)
-        if file is not None:
+        suspension = suspension_of(turn.observed.suspensions, model, turn.observed.now)
+        if suspension is not None:
+            reason = f"{suspension_in_words(suspension, turn.observed.now)}; else: remove, it is not declared"
+            turn.held.append(Held(model, HeldKind.SUSPENDED, reason))
+            turn.hold(turn.live.get(model, []))
+        elif file is not None:
             reason = f"{file.path} is invalid; the model stays as it is"
             turn.held.append(Held(model, HeldKind.INVALID, reason, file.path))
             kept.append(model)

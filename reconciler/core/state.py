@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, TypeAlias
 
 from reconciler.core.overrides import Override
+from reconciler.core.suspension import Suspension
 from reconciler.core.weights import Copy, CopyState
 from reconciler.core.windows import Window
 
@@ -211,6 +212,8 @@ class Observed:
         sleep_left: Bytes of main memory that further sleepers may take; None where none may sleep.
         overrides: What was asked for by hand, by model.
         windows: Where a model with a schedule stands, by model.
+        suspensions: What is to be left as it is, by hand.
+        left: Our applications as we left them: the digest of the configuration (`core.drift`), by name.
         ready: Applications that answered a real request since they came up.
         probing: Applications that are being asked such a request right now.
         unanswered: Applications that came up and did not answer, with what they said instead.
@@ -241,6 +244,8 @@ class Observed:
     sleep_left: int | None = None
     overrides: Mapping[str, Override] = field(default_factory=dict)
     windows: Mapping[str, Window] = field(default_factory=dict)
+    suspensions: tuple[Suspension, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
     ready: frozenset[str] = frozenset()
     probing: frozenset[str] = frozenset()
     unanswered: Mapping[str, str] = field(default_factory=dict)

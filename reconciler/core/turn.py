@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from reconciler.core.desired import Desired
+from reconciler.core.drift import Deed, Drift, deeds
 from reconciler.core.memory_ledger import MemoryLedger
 from reconciler.core.placement import Ledger
 from reconciler.core.plan import Change, Do, Held, Refusal, Resting, Step
@@ -73,6 +74,7 @@ class Turn:
     sent_away: dict[str, str] = field(default_factory=dict)
     """Models that leave to make room, with the reason."""
     resting: list[Resting] = field(default_factory=list)
+    drift: list[Drift] = field(default_factory=list)
     no_room: dict[tuple[Demand, int], str] = field(default_factory=dict)
     """Why models at rest would find no room, by what they need; empty where they may."""
 
@@ -94,6 +96,8 @@ class Turn:
             else:
                 self.live.setdefault(app.model, []).append(app)
                 self._loading += coming_up(app) or self._proves_itself(app)
+        self.deeds: dict[str, Deed] = deeds(self.observed.left, self.observed.applications)
+        """What was done behind our back, by application."""
         self.memory = MemoryLedger(self.observed)
         self.homes = homes_of(self.observed.applications)
         self._ledger = Ledger(self.observed.nodes, placed, self.homes)

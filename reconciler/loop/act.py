@@ -101,6 +101,7 @@ class Actor:
         by_kind: dict[Do, list[Step]] = {}
         for step in plan.steps:
             by_kind.setdefault(step.do, []).append(step)
+        self._memory.save_left()
         await self._note(by_kind, desired, observed)
         self._fetch(by_kind.get(Do.FETCH, []), desired, observed)
         await self._route(by_kind.get(Do.ROUTE, []), by_kind.get(Do.UNROUTE, []), observed)
@@ -275,6 +276,7 @@ class Actor:
         for step in plan.steps:
             if step.do in _EVENTS:
                 log.info(_EVENTS[step.do], model=step.model, application=step.application, cause=step.why)
+        self._memory.will_put(wanted)
         await self._send(body)
         for step in plan.steps:
             if step.do is Do.REMOVE:

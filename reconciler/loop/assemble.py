@@ -33,6 +33,7 @@ from reconciler.loop.overrides import OverrideStore
 from reconciler.loop.rendering import make_renderer, platform_of
 from reconciler.loop.report import Reporter
 from reconciler.loop.sleeping import Sleeping
+from reconciler.loop.suspensions import SuspensionStore
 from reconciler.loop.weights import make_facts, make_weights
 from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
 from reconciler.ray_serve.engine_calls import EngineCalls, gcs_address
@@ -54,6 +55,7 @@ class Parts:
     activator: Activator
     weights: WeightStore
     overrides: OverrideStore
+    suspensions: SuspensionStore
 
 
 @contextlib.asynccontextmanager
@@ -67,6 +69,7 @@ async def assembled(
 ) -> AsyncIterator[Parts]:
     """A reconciler that is ready to look, and where wanted to act."""
     memory = Memory(settings.state_dir)
+    suspensions = SuspensionStore(settings.state_dir)
     overrides, load_times = OverrideStore(settings.state_dir), LoadTimes(settings.state_dir)
     async with ServeClient(settings.ray_dashboard, settings.ray_token_path) as client:
         port = await _serve_port(client, settings)
@@ -82,6 +85,7 @@ async def assembled(
             memory,
             weights,
             overrides=overrides,
+            suspensions=suspensions,
             load_times=load_times,
             sleeping=sleeping,
             sleep_budget=sleep_budget(settings.sleep_memory_gib, total_bytes()),
@@ -105,7 +109,7 @@ async def assembled(
             overrides=overrides,
             options=options,
         )
-        weights.revisions.wake = facts.wake = overrides.wake = activator.wake = loop.wake
+        weights.revisions.wake = facts.wake = overrides.wake = suspensions.wake = activator.wake = loop.wake
         weights.wake = functools.partial(_after_a_download, facts, loop)
         if sleeping is not None:
             sleeping.wake_loop = loop.wake
@@ -132,7 +136,7 @@ async def assembled(
         )
         try:
             front_door = FrontDoor(edge, activator if with_activator else None)
-            yield Parts(loop, actor, front_door, Reporter(), edge, activator, weights, overrides)
+            yield Parts(loop, actor, front_door, Reporter(), edge, activator, weights, overrides, suspensions)
         finally:
             await actor.close()
             if sleeping is not None:

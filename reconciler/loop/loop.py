@@ -126,6 +126,8 @@ class Loop:
         look = await self.look()
         front_door.publish(look.desired, look.observed, look.plan)
         reporter.report(look.plan, look.desired)
+        # What need not be up is not missed, once that was said.
+        self._memory.forget_left(each.application for each in look.plan.drift if each.over)
         await front_door.note_use()
         await actor.act(look.plan, look.desired, look.observed)
         self._time_loads(look)
@@ -242,6 +244,8 @@ class Loop:
         others = models_of_invalid_files(look.desired)
         if others is not None:
             self._overrides.forget(set(self._overrides.active()) - wanted - alive - held - others)
+        apps = {target.application for target in look.desired.targets.values()} | look.observed.applications.keys()
+        self._memory.forget_left(self._memory.left.keys() - apps)
         previous = {r.previous["name"] for r in self._memory.records.values() if r.previous is not None}
         if others is not None and self._parsed is not None:
             self._weights.revisions.forget(wanted_in(self._parsed[1]), others)

@@ -16,6 +16,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from reconciler.core.backoff import delay
+from reconciler.core.drift import digest_of
 from reconciler.core.state import Application, Demand, Failure, Json, Record, failure_of
 from reconciler.host.files import write_atomic
 
@@ -34,9 +35,12 @@ class Memory:
     def __init__(self, folder: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._records_file = folder / "records.json"
         self._failures_file = folder / "failures.json"
+        self._left_file = folder / "left.json"
         self._monotonic = monotonic
         self.records: dict[str, Record] = {row.model: row for row in _read(self._records_file, Record)}
         self.failures: dict[str, Failure] = {row.application: row for row in _read(self._failures_file, Failure)}
+        self.left: dict[str, str] = _read_left(self._left_file)
+        self._left_saved = dict(self.left)
         self.ready: set[str] = set()
         self.probing: set[str] = set()
         self.unanswered: dict[str, str] = {}
@@ -113,6 +117,25 @@ class Memory:
         if gone:
             self._save_failures()
 
+    def will_put(self, configs: Mapping[str, Json]) -> None:
+        """Serve is about to be told to hold these applications: what changes by that is no drift."""
+        self.left = {
+            name: left for name, left in self.left.items() if name in configs and digest_of(configs[name]) == left
+        }
+        self.save_left()
+
+    def forget_left(self, names: Iterable[str]) -> None:
+        """Forget how applications were left that nobody misses."""
+        gone = set(names)
+        self.left = {name: left for name, left in self.left.items() if name not in gone}
+
+    def save_left(self) -> None:
+        """Write down how applications were left, where that changed."""
+        if self.left != self._left_saved:
+            with contextlib.suppress(OSError):  # What it costs is that drift goes unnoticed over a restart.
+                write_atomic(self._left_file, json.dumps(self.left, indent=1, sort_keys=True))
+                self._left_saved = dict(self.left)
+
     # --- in memory ----------------------------------------------------------------------------------------
 
     def see(self, applications: Mapping[str, Application], routes: Mapping[str, str]) -> dict[str, Application]:
@@ -132,6 +155,8 @@ class Memory:
                 app = dataclasses.replace(app, model=model, demand=demand)  # noqa: PLW2901
             seen[name] = app
             self._first_seen.setdefault(name, now)
+            if app.model is not None and app.config is not None and name not in self.left:
+                self.left[name] = digest_of(app.config)
         routed = set(routes.values())
         for name in seen:
             if name in routed:
@@ -215,6 +240,14 @@ class Memory:
 
     def _save_failures(self) -> None:
         _write(self._failures_file, self.failures.values())
+
+
+def _read_left(file: Path) -> dict[str, str]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {str(name): str(left) for name, left in found.items()} if isinstance(found, dict) else {}
 
 
 def _read(file: Path, kind: type[_Row]) -> list[_Row]:

@@ -27,6 +27,7 @@ from reconciler.loop.load_times import LoadTimes
 from reconciler.loop.memory import Memory
 from reconciler.loop.overrides import OverrideStore
 from reconciler.loop.sleeping import Sleeping
+from reconciler.loop.suspensions import SuspensionStore
 from reconciler.ray_serve.client import ServeClient
 from reconciler.ray_serve.observed import applications, serve_settings
 from reconciler.weights.store import WeightStore
@@ -64,6 +65,7 @@ class Observer:
         edge: The front door's first half, on every node that has one.
         memory: What was remembered.
         overrides: What was asked for by hand.
+        suspensions: What is to be left as it is.
         load_times: How long loads took.
         sleeping: Who sleeps; None where no engine can.
         sleep_budget: Bytes of main memory that sleepers may take together.
@@ -82,6 +84,7 @@ class Observer:
         weights: WeightStore,
         *,
         overrides: OverrideStore,
+        suspensions: SuspensionStore,
         load_times: LoadTimes,
         sleeping: Sleeping | None = None,
         sleep_budget: int = 0,
@@ -95,6 +98,7 @@ class Observer:
         self._memory = memory
         self._weights = weights
         self._overrides = overrides
+        self._suspensions = suspensions
         self._load_times = load_times
         self._sleeping = sleeping
         self._sleep_budget = sleep_budget
@@ -142,6 +146,8 @@ class Observer:
             **self._sleepers(),
             overrides=self._overrides.active(),
             windows=_windows(desired, now),
+            suspensions=self._suspensions.active(),
+            left=dict(self._memory.left),
             ready=frozenset(self._memory.ready),
             probing=frozenset(self._memory.probing),
             unanswered=dict(self._memory.unanswered),

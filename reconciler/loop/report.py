@@ -41,6 +41,15 @@ class Reporter:
                 old=change.old,
                 revision=revision,
             )
+        for drift in self._new("drift", plan.drift, lambda drift: drift):
+            log.warning(
+                "drift.found",
+                model=drift.model,
+                application=drift.application,
+                deed=drift.deed.value,
+                healed=drift.healed,
+                revision=revision,
+            )
         for held in self._new("held", plan.held, lambda held: (held.model, held.kind, held.reason)):
             log.warning(
                 "model.held", model=held.model, kind=held.kind.value, reason=held.reason, revision=revision

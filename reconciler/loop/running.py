@@ -72,6 +72,28 @@ class Given:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """What was suspended.
+
+    Attributes:
+        model: Its name, or `*` for all.
+        until: Seconds since the epoch at which it ends; None until `resume`.
+        text: What holds now, in words.
+    """
+
+    model: str
+    until: float | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Models whose suspension was ended; `*` is that of all."""
+
+    models: tuple[str, ...]
+
+
 async def ask_running(state_dir: Path, wishes: Wishes) -> dict[str, object]:
     """Have the reconciler that runs here take its turns now; gives its plan's outcome once it is settled.
 
@@ -134,6 +156,35 @@ async def give_override(state_dir: Path, kind: Kind, model: str, seconds: float 
     try:
         return Given(**{**answer, "kind": Kind(answer["kind"])})
     except (KeyError, TypeError, ValueError) as error:
+        raise NoReconcilerError(_ANOTHER_VERSION) from error
+
+
+async def suspend(state_dir: Path, model: str | None, seconds: float | None, reason: str) -> Suspended:
+    """Have the reconciler that runs here leave a model, or with None all of them, as they are.
+
+    Raises:
+        NoReconcilerError: None answers.
+        RefusedError: It says no.
+    """
+    body: dict[str, object] = {"model": model, "seconds": seconds, "reason": reason}
+    answer = await _ask(state_dir, "POST", "/suspend", body)
+    try:
+        return Suspended(**answer)
+    except TypeError as error:
+        raise NoReconcilerError(_ANOTHER_VERSION) from error
+
+
+async def resume(state_dir: Path, model: str | None) -> Resumed:
+    """End the suspension of a model, or with None every one.
+
+    Raises:
+        NoReconcilerError: None answers.
+        RefusedError: It says no.
+    """
+    answer = await _ask(state_dir, "POST", "/resume", {"model": model})
+    try:
+        return Resumed(tuple(str(name) for name in answer["models"]))
+    except (KeyError, TypeError) as error:
         raise NoReconcilerError(_ANOTHER_VERSION) from error
 
 

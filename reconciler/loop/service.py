@@ -16,7 +16,8 @@ from reconciler.core.weights import Copy, CopyState, Keep
 from reconciler.host.log import get_logger
 from reconciler.host.settings import Settings
 from reconciler.loop.assemble import Parts, assembled
-from reconciler.loop.control import ByHand, control_app
+from reconciler.loop.by_hand import ByHand
+from reconciler.loop.control import control_app
 from reconciler.loop.loop import Look
 from reconciler.loop.memory import Memory
 from reconciler.loop.running import CONTROL_SOCKET, learn_from_running
@@ -91,7 +92,7 @@ async def watch(settings: Settings, options: Options) -> None:
         # The loop looks at every model on each turn; the sweep has it look when nothing else does.
         scheduler.add_job(parts.loop.wake, "interval", seconds=settings.sweep_interval, coalesce=True)
         scheduler.start()
-        by_hand = ByHand(parts.loop, parts.overrides, lambda: parts.activator.directory)
+        by_hand = ByHand(parts.loop, parts.overrides, parts.suspensions, lambda: parts.activator.directory)
         parts.activator.command = by_hand.command
         front = parts.edge.asgi(parts.activator.asgi)
         socket = settings.state_dir / CONTROL_SOCKET

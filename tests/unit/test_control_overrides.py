@@ -32,10 +32,12 @@ from reconciler.core.state import Observed
 from reconciler.core.target import Platform
 from reconciler.host.lock import exclusive
 from reconciler.host.settings import Settings
-from reconciler.loop.control import ByHand, control_app
+from reconciler.loop.by_hand import ByHand
+from reconciler.loop.control import control_app
 from reconciler.loop.loop import Look
 from reconciler.loop.overrides import OverrideStore
 from reconciler.loop.running import CONTROL_SOCKET, NoReconcilerError, RefusedError, give_override, states
+from reconciler.loop.suspensions import SuspensionStore
 
 TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")
 FILES = {
@@ -67,10 +69,11 @@ class World:
         self.folder = folder
         self.last: Look | None = None
         self.overrides = OverrideStore(folder)
+        self.suspensions = SuspensionStore(folder)
         self._directory = Directory(settled=False)
         self.polls = 0
         loop: Any = self
-        self.by_hand = ByHand(loop, self.overrides, self._seen)
+        self.by_hand = ByHand(loop, self.overrides, self.suspensions, self._seen)
 
     def _seen(self) -> Directory:
         self.polls += 1

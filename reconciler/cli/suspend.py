@@ -1,0 +1,103 @@
+"""The commands that have models left alone, and end that: suspend, resume.
+
+Through the reconciler that runs; where none does, what is asked for is written down for the next one.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, TypeVar
+
+import click
+
+from reconciler.cli.common import OK, fail, quiet
+from reconciler.cli.show import print_json
+from reconciler.core.spec import parse_duration
+from reconciler.core.suspension import ALL
+from reconciler.host.lock import AlreadyRunningError, exclusive, holder
+from reconciler.host.settings import Settings
+from reconciler.loop import running
+from reconciler.loop.by_hand import suspended
+from reconciler.loop.running import NoReconcilerError, RefusedError, Resumed
+from reconciler.loop.suspensions import SuspensionError, SuspensionStore, SuspensionsUnreadableError
+
+T = TypeVar("T")
+
+
+def suspend(settings: Settings, name: str | None, *, duration: str | None, reason: str, output: str) -> int:
+    """Leave a model, or with None all of them, exactly as they are."""
+    try:
+        seconds = None if duration is None else parse_duration(duration)
+    except ValueError as error:
+        fail(f"--for: {error}")
+    given = _do(
+        settings,
+        lambda: running.suspend(settings.state_dir, name, seconds, reason),
+        lambda store: suspended(store.suspend(name or ALL, seconds=seconds, reason=reason)),
+    )
+    if output == "json":
+        print_json(asdict(given))
+        return OK
+    click.echo(given.text[0].upper() + given.text[1:] + "." if name is None else f"{given.model}: {given.text}.")
+    ends = f"`reconcile resume {'--all' if name is None else given.model}`"
+    if given.until is None:
+        click.echo(f"{ends} ends it.")
+    else:
+        end = datetime.fromtimestamp(given.until).astimezone()
+        click.echo(f"Until {end:%Y-%m-%d %H:%M:%S %Z}; {ends} ends it earlier.")
+    return OK
+
+
+def resume(settings: Settings, name: str | None, *, output: str) -> int:
+    """End the suspension of a model, or with None every one."""
+    ended = _do(
+        settings, lambda: running.resume(settings.state_dir, name), lambda store: _resume_here(store, name)
+    )
+    if output == "json":
+        print_json(asdict(ended))
+    elif not ended.models:
+        click.echo("Nothing is suspended.")
+    else:
+        click.echo(f"{', '.join('all models' if each == ALL else each for each in ended.models)}: resumed.")
+    return OK
+
+
+def _resume_here(store: SuspensionStore, name: str | None) -> Resumed:
+    if name is None:
+        return Resumed(tuple(each.model for each in store.resume_everything()))
+    if store.resume(name) is None:
+        raise SuspensionError(f"{name} itself is not suspended")
+    return Resumed((name,))
+
+
+def _do(settings: Settings, ask: Callable[[], Coroutine[Any, Any, T]], here: Callable[[SuspensionStore], T]) -> T:
+    """Have the reconciler that runs do it, or where none does, do it here."""
+    quiet(settings)
+    try:
+        if holder(settings.state_dir) is None:
+            with exclusive(settings.state_dir):
+                return here(SuspensionStore(settings.state_dir))
+        return asyncio.run(ask())
+    except RefusedError as error:
+        fail(f"{error}; did you mean {' or '.join(error.near)}?" if error.near else str(error))
+    except (SuspensionError, SuspensionsUnreadableError, AlreadyRunningError) as error:
+        fail(str(error))
+    except NoReconcilerError as error:
+        fail(
+            f"the reconciler that runs here does not answer: {error}. It may be a `reconcile` that converges "
+            "once, or one that waits for Ray: try again when it is done"
+        )
+    except OSError as error:
+        fail(f"it could not be written down: {error}")
+
+
+def one_of(name: str | None, *, everything: bool) -> str | None:
+    """The model that is meant, None for all.
+
+    Raises:
+        click.UsageError: Both are given, or neither.
+    """
+    if everything == (name is not None):
+        raise click.UsageError("give the name of one model, or --all")
+    return name
