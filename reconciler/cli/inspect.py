@@ -9,6 +9,8 @@ from reconciler.cli.common import exit_code, fail
 from reconciler.cli.show import print_json, show_problems, show_status
 from reconciler.core.overrides import Override, in_words, is_drift
 from reconciler.core.render import RenderError
+from reconciler.core.suspension import in_words as suspension_in_words
+from reconciler.core.suspension import suspension_of
 from reconciler.core.turn import Options
 from reconciler.core.weights import CopyState, Phase
 from reconciler.core.weights_json import states_to_json
@@ -72,6 +74,7 @@ def _status_rows(look: Look) -> list[dict[str, Any]]:
                 "reason": held[model].reason if model in held else _coming(entry),
                 "policy": target.spec.lifecycle.policy.value if target is not None else None,
                 "override": _override(look, override),
+                "suspended": _suspended(look, model),
                 "expected_wait": entry.expected_wait if entry is not None else None,
                 "application": app.name if app is not None else None,
                 "health": app.status.value if app is not None else None,
@@ -90,6 +93,11 @@ def _status_rows(look: Look) -> list[dict[str, Any]]:
 def _coming(entry: Entry | None) -> str:
     """What a model waits for that is not up."""
     return entry.reason if entry is not None and entry.state is not ModelState.LOADED else ""
+
+
+def _suspended(look: Look, model: str) -> str | None:
+    suspension = suspension_of(look.observed.suspensions, model, look.observed.now)
+    return None if suspension is None else suspension_in_words(suspension, look.observed.now)
 
 
 def _override(look: Look, override: Override | None) -> dict[str, Any] | None:

@@ -115,6 +115,8 @@ def show_status(rows: list[dict[str, Any]], notes: list[str]) -> None:
         if row["reason"]:
             colour = {"failed": "red", "loading": "yellow"}.get(row["state"], "dim")
             out.print(f"[{colour}]{escape(row['model'])}[/]: {escape(row['reason'])}")
+        if row["suspended"] and row["suspended"] not in (row["reason"] or ""):
+            out.print(f"[yellow]{escape(row['model'])}[/]: {escape(row['suspended'])}")
         if row["override"]:
             out.print(f"[yellow]{escape(row['model'])}[/]: {escape(row['override']['text'])}")
     for note in notes:
