@@ -493,6 +493,13 @@ TEXT
 # Settings for the reconciler and for a person's other shell; no secret among them, only where the token lies.
 write_environment() {
     export PATH=$VENV/bin:$PATH # vLLM calls ninja by name
+    # A Ray that was started here is started here again when it is gone.
+    if [[ -z ${RAY_ADDRESS:-} ]]; then
+        local engine=--cpu
+        if [[ $ENGINE != cpu ]]; then engine=--gpu; fi
+        RECONCILE_RAY_START_COMMAND=$(printf '%q %s --ray-only' "$REPO/start.sh" "$engine")
+        export RECONCILE_RAY_START_COMMAND
+    fi
     export RECONCILE_STATE_DIR=$STATE RECONCILE_MODELS_DIR=$MODELS RECONCILE_ENGINE=$ENGINE
     export RECONCILE_RAY_DASHBOARD=$DASHBOARD VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
     local name
@@ -502,8 +509,10 @@ write_environment() {
         printf 'export PATH=%q:"$PATH"\n' "$VENV/bin"
         for name in RECONCILE_STATE_DIR RECONCILE_MODELS_DIR RECONCILE_ENGINE RECONCILE_RAY_DASHBOARD \
             RECONCILE_SERVE_PORT RECONCILE_LISTEN_HOST RECONCILE_LISTEN_PORT RECONCILE_ACTIVATOR_PORT \
-            RECONCILE_FAST_START RECONCILE_HUB_CACHE HF_HOME HF_HUB_CACHE HF_ENDPOINT HF_HUB_OFFLINE HF_TOKEN_PATH \
-            RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH CUDA_VISIBLE_DEVICES; do
+            RECONCILE_RAY_START_COMMAND RECONCILE_FAST_START RECONCILE_HUB_CACHE HF_HOME HF_HUB_CACHE HF_ENDPOINT HF_HUB_OFFLINE HF_TOKEN_PATH \
+            RECONCILE_RAY_ARGS RECONCILE_RAY_PORT RECONCILE_DASHBOARD_PORT RECONCILE_RAY_AGENT_PORT \
+            RECONCILE_RAY_CLIENT_PORT RECONCILE_HAPROXY_STATS_PORT RECONCILE_HAPROXY_METRICS_PORT \
+            RECONCILE_FALLBACK_PORT RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH CUDA_VISIBLE_DEVICES; do
             if [[ -n ${!name:-} ]]; then printf 'export %s=%q\n' "$name" "${!name}"; fi
         done
     ) > "$STATE/env"

@@ -55,6 +55,9 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("RECONCILE_RAY_TOKEN_PATH", "RAY_AUTH_TOKEN_PATH", "ray_token_path"),
     )
     """File with the token of Ray's token authentication."""
+    ray_start_command: str = ""
+    """Command that starts Ray again when its head is gone; it must do nothing where Ray runs. `start.sh` sets it
+    where it started Ray itself."""
     serve_host: str = "127.0.0.1"
     """Address that Serve's HTTP proxy listens on, and where the edge finds it."""
     serve_port: Port = 8100

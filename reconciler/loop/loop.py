@@ -7,6 +7,7 @@ being complete.
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from reconciler.core.desired import Desired, Snapshot, compile_desired, models_of_invalid_files, wanted_in
@@ -42,6 +43,10 @@ _LEAST_PAUSE_SECONDS = 0.05
 _EXPECTED = (ServeUnreachableError, ServeRefusedError, EdgeUnreachableError, OSError)
 """What a turn may meet in a world that is not well. Anything else is a fault of ours, logged with its trace."""
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0)
+
+
+def _nobody() -> None:
+    """Whom to tell where nobody asked to be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,9 @@ class Loop:
         self._turns = 0
         self.options = options
         self.last: Look | None = None
+        self.ray_missing: Callable[[], None] = _nobody
+        """Called whenever Ray does not answer."""
+        self.ray_answers: Callable[[], None] = _nobody
 
     def wake(self) -> None:
         """Take the next turn now."""
@@ -171,6 +179,8 @@ class Loop:
             except Exception as error:  # whatever it is: what serves goes on serving, and so do we
                 pause = _RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)]
                 failures += 1
+                if isinstance(error, ServeUnreachableError):
+                    self.ray_missing()
                 if isinstance(error, _EXPECTED):
                     log.warning("turn.failed", reason=str(error), next_try_in_seconds=pause)
                 else:
@@ -178,6 +188,7 @@ class Loop:
                 await self._pause(pause)
                 continue
             failures = 0
+            self.ray_answers()
             await self._note_turn()
             await self._pause(resync_seconds if look.plan.settled else BUSY_SECONDS)
 

@@ -20,6 +20,7 @@ from reconciler.loop.by_hand import ByHand
 from reconciler.loop.control import control_app
 from reconciler.loop.loop import Look
 from reconciler.loop.memory import Memory
+from reconciler.loop.ray_head import RayHead
 from reconciler.loop.running import CONTROL_SOCKET, learn_from_running
 from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
 from reconciler.ray_serve.observed import applications
@@ -85,6 +86,8 @@ async def watch(settings: Settings, options: Options) -> None:
         running.add_signal_handler(number, stop.set)
     async with _with_patience(settings, options) as parts:
         await parts.activator.start()
+        ray_head = RayHead(settings.ray_start_command, parts.loop.wake)
+        parts.loop.ray_missing, parts.loop.ray_answers = ray_head.missing, ray_head.answers
         scheduler = AsyncIOScheduler()
         scheduler.add_job(
             parts.front_door.ensure_running, "interval", seconds=EDGE_CHECK_SECONDS, max_instances=1, coalesce=True
@@ -122,6 +125,7 @@ async def watch(settings: Settings, options: Options) -> None:
             task.cancel()
         await asyncio.gather(stopping, *tasks, return_exceptions=True)
         await parts.activator.close()
+        await ray_head.close()
         log.info("reconciler.stopped", note="models go on serving")
         for task in done - {stopping}:
             task.result()
@@ -138,6 +142,7 @@ async def _with_patience(settings: Settings, options: Options) -> AsyncIterator[
     """Assembled, however long Ray takes to answer: one who watches also waits."""
     async with contextlib.AsyncExitStack() as stack:
         complaint = ""
+        ray_head = RayHead(settings.ray_start_command, lambda: None)
         while True:
             try:
                 parts = await stack.enter_async_context(assembled(settings, options, with_activator=True))
@@ -146,6 +151,7 @@ async def _with_patience(settings: Settings, options: Options) -> AsyncIterator[
                 if str(error) != complaint:
                     log.warning("turn.failed", reason=str(error))
                 complaint = str(error)
+                ray_head.missing()
                 await asyncio.sleep(2)
         yield parts
 
