@@ -11,9 +11,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from reconciler.core.application import BASIS_ENV, MODEL_ENV, deployment_name, model_of
 from reconciler.core.fast_start import BUILD_ENVIRONMENT, CALLBACK, HOOK_ENV, REPLICA_HOOK
 from reconciler.core.fit.sizing import Sizing, cpu_batch
@@ -21,10 +18,12 @@ from reconciler.core.model_source import ModelSource
 from reconciler.core.spec import ModelSpec, Task
 from reconciler.core.state import Demand, Json
 from reconciler.core.target import Platform, Target
+from reconciler.core.template import Template, TemplateError
 from reconciler.core.weights import Resolutions
 
 _GIB = 2**30
 _SLUG_LENGTH = 40
+_TEMPLATE = "application.json.j2"
 
 
 class RenderError(Exception):
@@ -39,11 +38,10 @@ class Renderer:
     """
 
     def __init__(self, template: str, platform: Platform) -> None:
-        environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
         try:
-            self._template = environment.from_string(template)
-        except jinja2.TemplateError as error:
-            raise RenderError(f"application.json.j2: {error}") from error
+            self._template = Template(_TEMPLATE, template)
+        except TemplateError as error:
+            raise RenderError(str(error)) from error
         self._platform = platform
 
     def compile_target(
@@ -126,16 +124,12 @@ class Renderer:
 
     def _render(self, spec: ModelSpec, variables: Mapping[str, Any]) -> Json:
         try:
-            text = self._template.render(variables)
-        except Exception as error:  # a template is a program: it can raise anything
-            raise RenderError(f"application.json.j2 failed on model {spec.name}: {error}") from error
-        try:
-            config = json.loads(text)
-        except ValueError as error:
-            raise RenderError(f"application.json.j2 made no JSON of model {spec.name}: {error}") from error
+            config = self._template.render_json(variables)
+        except TemplateError as error:
+            raise RenderError(f"{error} (on model {spec.name})") from error
         if not isinstance(config, dict) or model_of(config) != spec.name:
             raise RenderError(
-                f"application.json.j2 must make one Serve application whose env_vars set {MODEL_ENV} "
+                f"{_TEMPLATE} must make one Serve application whose env_vars set {MODEL_ENV} "
                 f"to the model's name ({spec.name}); without it the application would not be known as ours"
             )
         return config

@@ -237,7 +237,7 @@ class Engine(_Section):
     @model_validator(mode="after")
     def _known_args(self) -> Self:
         for key in _keys_within(self.args):
-            if key in FORBIDDEN_ANYWHERE:
+            if key.lower().replace("-", "_") in FORBIDDEN_ANYWHERE:
                 raise ValueError(f"args: {key} is not allowed in a model file, at any depth")
         for key in self.args:
             if key in ALLOWED_ENGINE_ARGS:

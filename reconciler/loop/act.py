@@ -14,6 +14,7 @@ from reconciler.core.keep import recent_after, what_to_keep
 from reconciler.core.memory_plan import footprint_of
 from reconciler.core.plan import Do, Plan, Step
 from reconciler.core.planner import observed_digest
+from reconciler.core.secrets import without_secrets
 from reconciler.core.state import Application, Json, Observed, Record, Status
 from reconciler.core.weights import Copy, Phase
 from reconciler.edge.errors import EdgeUnreachableError
@@ -158,6 +159,7 @@ class Actor:
         app = observed.applications.get(step.application)
         if is_vague(reason) and app is not None:
             reason = await self._reason_from_logs(app) or reason
+        reason = without_secrets(reason)
         basis = basis_of(app.config or {}) if app is not None else ""
         failure = self._memory.fail(step.model, step.application, reason, observed.now, basis)
         log.error(

@@ -15,6 +15,8 @@ import aiohttp
 from reconciler.core.state import Json
 
 _APPLICATIONS = "/api/serve/applications/"
+_PUT_SECONDS = 60.0
+"""The first PUT starts Serve, which takes its time."""
 _REDACTED = "<redacted>"
 
 
@@ -32,13 +34,14 @@ class ServeClient:
     Args:
         dashboard: URL of the Ray dashboard, without a path.
         token_path: File with the token of Ray's token authentication, read anew for every session.
-        timeout: Seconds that one call may take.
+        timeout: Seconds that a look may take. A dashboard whose cluster is gone accepts calls and never answers, so
+            this is how soon that is noticed.
     """
 
-    def __init__(self, dashboard: str, token_path: Path | None = None, *, timeout: float = 30.0) -> None:
+    def __init__(self, dashboard: str, token_path: Path | None = None, *, timeout: float = 10.0) -> None:
         self._url = dashboard.rstrip("/")
         self._token_path = token_path
-        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -49,7 +52,7 @@ class ServeClient:
             except OSError as error:
                 raise ServeUnreachableError(f"Ray's token file {self._token_path}: {error.strerror}") from error
             headers["Authorization"] = f"Bearer {token}"
-        self._session = aiohttp.ClientSession(headers=headers, timeout=self._timeout)
+        self._session = aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=self._timeout))
         return self
 
     async def __aexit__(
@@ -77,7 +80,7 @@ class ServeClient:
         text = json.dumps(config)
         if f'"{_REDACTED}"' in text:
             raise ServeRefusedError("Ray redacted environment variables; passing them on would destroy them")
-        await self._call("PUT", _APPLICATIONS, text)
+        await self._call("PUT", _APPLICATIONS, text, timeout=_PUT_SECONDS)
 
     async def gpu_usage(self) -> dict[str, tuple[float, float]]:
         """Reserved and total GPUs by node id, as Ray's autoscaler last saw them (some seconds old)."""
@@ -155,11 +158,17 @@ class ServeClient:
             return found
         return found
 
-    async def _call(self, method: str, path: str, body: str | None = None) -> str:
+    async def _call(self, method: str, path: str, body: str | None = None, *, timeout: float | None = None) -> str:
         assert self._session is not None, "use the client as a context manager"
         headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
-            async with self._session.request(method, self._url + path, data=body, headers=headers) as answer:
+            async with self._session.request(
+                method,
+                self._url + path,
+                data=body,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=timeout or self._timeout),
+            ) as answer:
                 text = await answer.text()
                 status = answer.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from reconciler.core.application import demand_of, model_of
+from reconciler.core.secrets import without_secrets
 from reconciler.core.state import Application, Json, Node, Replica, Status
 from reconciler.ray_serve.reasons import reason_from_message
 
@@ -59,9 +60,9 @@ def _application(name: str, details: Json) -> Application:
         status=status,
         config=config,
         model=model_of(config) if config is not None else None,
-        message=message,
+        message=without_secrets(message),
         building=status is Status.DEPLOYING and not deployments,
-        failure=failure,
+        failure=without_secrets(failure),
         replicas=tuple(_replica(row) for item in engines for row in item.get("replicas") or ()),
         dead_replicas=tuple(_replica(row) for item in engines for row in item.get("recent_dead_replicas") or ()),
         demand=demand_of(config) if config is not None else demand_of({}),

@@ -190,7 +190,7 @@ def test_settings_in_place_touch_nothing_else() -> None:
         ("[]", "RECONCILE_MODEL"),
         ('{"args": {}}', "RECONCILE_MODEL"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{{ model.name.x() }}", "failed on model m"),
+        ("{{ model.name.x() }}", "application.json.j2:1: 'str object' has no attribute 'x' (on model m)"),
     ],
 )
 def test_a_template_that_fails_says_why(template: str, words: str) -> None:
