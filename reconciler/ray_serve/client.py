@@ -34,7 +34,7 @@ class ServeClient:
     Args:
         dashboard: URL of the Ray dashboard, without a path.
         token_path: File with the token of Ray's token authentication, read anew for every session.
-        timeout: Seconds that a look may take. A dashboard whose cluster is gone accepts calls and never answers, so
+        timeout: Seconds that a look may take. A dashboard whose cluster is gone takes calls and never answers, so
             this is how soon that is noticed.
     """
 
@@ -80,7 +80,7 @@ class ServeClient:
         text = json.dumps(config)
         if f'"{_REDACTED}"' in text:
             raise ServeRefusedError("Ray redacted environment variables; passing them on would destroy them")
-        await self._call("PUT", _APPLICATIONS, text, timeout=_PUT_SECONDS)
+        await self._call("PUT", _APPLICATIONS, text, patience=_PUT_SECONDS)
 
     async def gpu_usage(self) -> dict[str, tuple[float, float]]:
         """Reserved and total GPUs by node id, as Ray's autoscaler last saw them (some seconds old)."""
@@ -158,7 +158,9 @@ class ServeClient:
             return found
         return found
 
-    async def _call(self, method: str, path: str, body: str | None = None, *, timeout: float | None = None) -> str:
+    async def _call(
+        self, method: str, path: str, body: str | None = None, *, patience: float | None = None
+    ) -> str:
         assert self._session is not None, "use the client as a context manager"
         headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
@@ -167,7 +169,7 @@ class ServeClient:
                 self._url + path,
                 data=body,
                 headers=headers,
-                timeout=aiohttp.ClientTimeout(total=timeout or self._timeout),
+                timeout=aiohttp.ClientTimeout(total=patience or self._timeout),
             ) as answer:
                 text = await answer.text()
                 status = answer.status
