@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from reconciler.core.words import in_time
+
 
 @dataclass(frozen=True, slots=True)
 class Commit:
@@ -49,3 +51,16 @@ class Provenance:
     # A look that found nothing new makes no other snapshot.
     checked_at: float = field(default=0.0, compare=False)
     problem: str = field(default="", compare=False)
+
+
+def in_words(provenance: Provenance, now: float) -> str:
+    """What is served, how old the last look is, and what keeps newer things away: for the status.
+
+    Args:
+        provenance: Of the snapshot.
+        now: Seconds since the epoch.
+    """
+    commit = provenance.commit
+    what = f"{provenance.url} {provenance.ref} at {commit.short} by {commit.author}: {commit.subject}"
+    age = f"looked at {in_time(max(0.0, now - provenance.checked_at))} ago" if provenance.checked_at else ""
+    return "; ".join(filter(None, [what, age, provenance.problem]))

@@ -27,6 +27,11 @@ class FolderSource:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return str(self.folder)
+
     async def read(self) -> Snapshot:
         """All model files as they are now. Never raises: what cannot be read is said in the snapshot."""
         return await asyncio.to_thread(self._read_settled)
@@ -60,8 +65,16 @@ class FolderSource:
         chosen = [
             entry for entry in entries if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".")
         ]
-        for entry in chosen[:MAX_FILES]:
-            path = f"{self.folder.name}/{entry.name}"
+        for index, entry in enumerate(chosen):
+            written = f"{self.folder.name}/{entry.name}"
+            path = written.encode("utf-8", "backslashreplace").decode()
+            if index >= MAX_FILES:
+                # Each is named, because a file that is only left out would count as removed.
+                problems.append(Problem(path, 1, 1, f"not read: there are more than {MAX_FILES} model files"))
+                continue
+            if path != written:
+                problems.append(Problem(path, 1, 1, "the file's name is not UTF-8"))
+                continue
             try:
                 files[path], touched = _read_file(entry)
             except FileNotFoundError:
@@ -73,8 +86,6 @@ class FolderSource:
                 problems.append(Problem(path, 1, 1, f"cannot be read: {error.strerror or error}"))
             else:
                 fresh = fresh or _is_fresh(touched)
-        if len(chosen) > MAX_FILES:
-            problems.append(Problem(self.folder.name, 1, 1, f"more than {MAX_FILES} model files"))
         snapshot = Snapshot(revision=revision_of(files), files=files, folder=str(folder), problems=tuple(problems))
         return snapshot, fresh
 
@@ -85,16 +96,38 @@ def _read_file(file: Path) -> tuple[bytes, float]:
     Raises:
         OSError: It cannot be read, or is something else.
     """
-    info = file.stat()
-    if not stat.S_ISREG(info.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file")
-    if info.st_size > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"larger than {MAX_FILE_BYTES // 1024} KiB")
-    content = file.read_bytes()
+    info, content = _content_of(file)
     after = file.stat()
     if (after.st_ino, after.st_size, after.st_mtime_ns) != (info.st_ino, info.st_size, info.st_mtime_ns):
         return content, time.time()  # Written between our look at it and the reading.
     return content, after.st_mtime
+
+
+def _content_of(file: Path) -> tuple[os.stat_result, bytes]:
+    # A look first, because opening alone does something to some devices. Then what was opened is looked at,
+    # without waiting: the name may lead to a pipe by now, and some of the kernel's files have no size and no end.
+    _check(file.stat())
+    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(handle, "rb", buffering=0) as opened:  # noqa: PTH123 -- by its handle
+        info = os.fstat(handle)
+        _check(info)
+        content = bytearray()
+        while len(content) <= MAX_FILE_BYTES and (piece := opened.read(MAX_FILE_BYTES + 1 - len(content))):
+            content += piece
+    _check(info, len(content))
+    return info, bytes(content)
+
+
+def _check(info: os.stat_result, size: int = 0) -> None:
+    """Whether this is a regular file of bounded size, and so is what was read of it.
+
+    Raises:
+        OSError: It is not.
+    """
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if max(info.st_size, size) > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {MAX_FILE_BYTES // 1024} KiB")
 
 
 def _is_fresh(touched: float) -> bool:
