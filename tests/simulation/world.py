@@ -1,12 +1,11 @@
 """A simulated world: Serve, GPUs, the edge and the clock, with the manners of the real ones (see FACTS.md).
 
 `World.turn` does what `loop.Loop.turn` and `loop.act.Actor` do, with the real memory and the real planner, and can
-die before or after each effect. What must never happen is noted in `violations` at the moment it happens.
+die before or after each effect; each call may fail before or after it did what it does (`calls`). What must never
+happen is noted in `violations` at the moment it happens.
 """
 
-import copy
 import functools
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,27 +13,54 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.activator.directory import Directory
-from reconciler.core.application import demand_of, model_of
-from reconciler.core.desired import Desired, Snapshot, compile_desired, revision_of
+from reconciler.core.application import basis_of, demand_of, model_of
+from reconciler.core.desired import Desired, Snapshot, compile_desired, revision_of, wanted_in
+from reconciler.core.keep import recent_after
 from reconciler.core.overrides import Override, active
+from reconciler.core.parse import ParsedSet, Problem, parse_all
 from reconciler.core.plan import Action, Do, Order, Plan, Step
-from reconciler.core.planner import make_plan
+from reconciler.core.planner import make_plan, observed_digest
 from reconciler.core.render import Renderer
 from reconciler.core.spec import parse_duration
 from reconciler.core.state import Demand, Json, Node, Observed, Record, Waiting
-from reconciler.core.target import Platform
+from reconciler.core.target import Platform, Target
 from reconciler.core.turn import Options
+from reconciler.core.weights import Phase
 from reconciler.core.windows import Window
+from reconciler.edge.errors import EdgeUnreachableError
 from reconciler.loop.directory import build_directory
 from reconciler.loop.memory import Memory
+from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
 from reconciler.ray_serve.observed import applications, serve_settings
+
+from .fake_hub import FakeHub, Known
+from .fake_serve import (
+    BUILD,
+    BUILD_SECONDS,
+    DELETE_SECONDS,
+    MUTE,
+    REASON,
+    REPLICA,
+    START_SECONDS,
+    FakeServe,
+    SimApp,
+)
+from .fake_source import FakeGit
+from .faults import Call, FallibleMemory, Faults, When
+
+__all__ = [
+    "BUILD", "BUILD_SECONDS", "DELETE_SECONDS", "MUTE", "NO_ROOM", "PROBE_SECONDS", "REASON", "REPLICA",
+    "START_SECONDS", "TEMPLATE", "Request", "World", "model_file", "show",
+]  # fmt: skip
 
 TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")
 PLATFORM = Platform(device="cpu", simulate_gpus=True)
-BUILD_SECONDS, START_SECONDS, DELETE_SECONDS, PROBE_SECONDS, FLIP_SECONDS = 2.0, 3.0, 3.0, 1.0, 1.0
+PROBE_SECONDS = 1.0
 NO_ROOM = "no room for two versions at once"
-REASON = "Repo id must use alphanumeric chars: 'x'."
-BUILD, REPLICA, MUTE = "build", "replica", "mute"
+KEEP_VERSIONS = 2
+FAILED_TURN = Plan(steps=(Step(Do.AWAIT, "", "", "the turn failed; the next one looks again"),))
+_EXPECTED = (ServeUnreachableError, ServeRefusedError, EdgeUnreachableError, OSError)
+"""What a turn of the loop may end with."""
 
 
 class Killed(Exception):  # noqa: N818 -- not an error of ours
@@ -46,31 +72,24 @@ def renderer(template: str) -> Renderer:
     return Renderer(template, PLATFORM)
 
 
-@functools.lru_cache(maxsize=20_000)
-def compiled(files: tuple[tuple[str, bytes], ...], template: str) -> Desired:
+@functools.lru_cache(maxsize=2_000)
+def parsed(files: tuple[tuple[str, bytes], ...]) -> ParsedSet:
+    return parse_all(dict(files))
+
+
+@functools.lru_cache(maxsize=2_000)
+def compiled(
+    files: tuple[tuple[str, bytes], ...],
+    template: str,
+    revision: str = "",
+    locked: tuple[str, ...] = (),
+    resolutions: Known | None = None,
+) -> Desired:
     contents = dict(files)
-    return compile_desired(Snapshot(revision_of(contents), contents, "/models"), renderer(template))
-
-
-@dataclass
-class SimApp:
-    """One application as Serve has it."""
-
-    name: str
-    config: Json | None
-    status: str = "DEPLOYING"
-    message: str = ""
-    deployment_message: str = ""
-    stage: str = "building"
-    until: float = 0.0
-    gpu: list[tuple[int, float]] | None = None
-    flips_until: float = 0.0
-    imperative: bool = False
-
-    @property
-    def up(self) -> bool:
-        """It has a running replica."""
-        return self.stage == "running"
+    problems = tuple(Problem(path, 1, 1, "Permission denied") for path in locked)
+    snapshot = Snapshot(revision or revision_of(contents), contents, "/models", problems=problems)
+    known = None if resolutions is None else dict(resolutions)
+    return compile_desired(snapshot, renderer(template), known, parsed=parsed(files))
 
 
 @dataclass
@@ -79,6 +98,7 @@ class Stream:
 
     application: str
     until: float
+    since: float
 
 
 @dataclass
@@ -92,11 +112,21 @@ class Request:
     """When it was passed on to the model."""
     refused: str = ""
     deadline: float = math.inf
+    ends: int = 0
+    """How often somebody had done with it: more than once is a fault."""
 
     @property
     def over(self) -> bool:
         """It waits no more."""
         return self.began is not None or bool(self.refused)
+
+    def pass_on(self, now: float) -> None:
+        """It goes to the model."""
+        self.began, self.ends = now, self.ends + 1
+
+    def refuse(self, why: str) -> None:
+        """Nobody answers it."""
+        self.refused, self.ends = why, self.ends + 1
 
 
 @dataclass
@@ -109,14 +139,16 @@ class World:
     files: dict[str, str] = field(default_factory=dict)
     template: str = TEMPLATE
     now: float = 1_000_000.0
-    serve: Json | None = None
-    apps: dict[str, SimApp] = field(default_factory=dict)
+    git: FakeGit | None = None
+    """Where the model files come from; without one, `files` are a folder that is read as it is."""
+    use_hub: bool = False
+    """Weights are fetched by us; without, engines find what they need."""
     routes: dict[str, str] = field(default_factory=dict)
     streams: list[Stream] = field(default_factory=list)
-    faults: dict[str, str] = field(default_factory=dict)
-    """By application or model name: `build`, `replica` or `mute`."""
     edge_counts: bool = True
     unreadable: str = ""
+    locked: set[str] = field(default_factory=set)
+    """Files that nobody may read."""
     crash_at: int | None = None
     """Die before this effect of the next turn (even: before, odd: after the half of it)."""
     puts: list[list[str]] = field(default_factory=list)
@@ -134,8 +166,8 @@ class World:
     broken: dict[str, str] = field(default_factory=dict)
     """Applications that did not stand a sleep or a wake, with the reason."""
     sleep_left: int | None = None
-    start_seconds: dict[str, float] = field(default_factory=dict)
-    """How long a model's replica takes to start, where that is not `START_SECONDS`."""
+    race: Callable[[], object] | None = None
+    """Happens once, between the look at Serve and the next PUT."""
     directory: Directory = field(default_factory=lambda: Directory(settled=False))
 
     def __post_init__(self) -> None:
@@ -143,26 +175,93 @@ class World:
         self._unrouted: dict[str, float] = {}
         self._ended: dict[str, float] = {}
         self._unloads: set[str] = set()
-        self._free = [1.0] * self.gpus
-        self._ids = itertools.count()
+        self.calls = Faults()
+        self.serve = FakeServe(lambda: self.now, self.gpus, gone=self._cut)
+        self.hub = FakeHub(lambda: self.now, self.calls) if self.use_hub else None
         self.start_process()
+
+    # --- parts of Serve ------------------------------------------------------------------------------------
+
+    @property
+    def apps(self) -> dict[str, SimApp]:
+        """Serve's applications."""
+        return self.serve.apps
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """By application or model name: `build`, `replica` or `mute`."""
+        return self.serve.faults
+
+    @faults.setter
+    def faults(self, faults: dict[str, str]) -> None:
+        self.serve.faults = faults
+
+    @property
+    def start_seconds(self) -> dict[str, float]:
+        """How long a model's replica takes to start, where that is not `START_SECONDS`."""
+        return self.serve.start_seconds
+
+    @property
+    def _free(self) -> list[float]:
+        return self.serve.free
+
+    def add(self, name: str, config: Json | None, *, imperative: bool = False) -> SimApp:
+        """Somebody deploys an application."""
+        return self.serve.add(name, config, imperative=imperative)
+
+    def delete(self, name: str) -> None:
+        """Somebody deletes an application."""
+        self.serve.delete(name)
+
+    def occupy(self, share: float, name: str = "stranger") -> None:
+        """A foreign declarative application takes its share of the first GPU with room."""
+        self.serve.occupy(share, name)
+
+    def fail_running(self, name: str) -> None:
+        """A running application breaks for good, and with it what it was answering."""
+        self.serve.fail_running(name)
+        self.streams = [stream for stream in self.streams if stream.application != name]
+
+    def lose_head(self) -> None:
+        """The head node dies, and every application with it."""
+        self.log.append("the head is lost")
+        self.serve.lose_head()
+        self.asleep.clear()
+        self.broken.clear()
 
     # --- the process ---------------------------------------------------------------------------------------
 
     def start_process(self) -> None:
         """A reconciler starts: only what is on disk is remembered."""
-        self.memory = Memory(self.folder, monotonic=lambda: self.now)
+        self.memory: Memory = FallibleMemory(self.folder, self.calls, monotonic=lambda: self.now)
         self._probes = {}
+        if self.hub is not None:
+            self.hub.forget_pending()
 
     @property
     def desired(self) -> Desired:
         if self.unreadable:
             return Desired(unreadable=self.unreadable)
-        files = tuple(sorted((path, text.encode()) for path, text in self.files.items()))
-        return compiled(files, self.template)
+        if self.git is None:
+            return self._compile(self.files)
+        fetched = self.git.fetch()
+        if fetched is None:
+            return Desired(unreadable="the repository was never reached")
+        return self._compile(fetched[1], fetched[0])
+
+    def read(self) -> Mapping[str, Target]:
+        """What the files ask for as they are, wherever the reconciler has its own from."""
+        return self._compile(self.files).targets
+
+    def _compile(self, texts: Mapping[str, str], revision: str = "") -> Desired:
+        locked = tuple(sorted(self.locked & texts.keys()))
+        files = tuple(sorted((path, text.encode()) for path, text in texts.items() if path not in locked))
+        if self.hub is None:
+            return compiled(files, self.template, revision, locked)
+        return compiled(files, self.template, revision, locked, self.hub.resolve(wanted_in(parsed(files))))
 
     def observe(self, desired: Desired) -> Observed:
-        instance = self.instance()
+        instance = self.calls.run(Call.GET, self.serve.describe)
         seen = self.memory.see(applications(instance), self.routes)
         # What our own applications do not hold is held by others.
         foreign = sum(share for app in self.apps.values() for _, share in app.gpu or () if app.name not in seen)
@@ -195,6 +294,7 @@ class World:
             records=dict(self.memory.records),
             failures=dict(self.memory.failures),
             missing_paths={path: "no such folder" for t in desired.targets.values() for path in t.paths},
+            weights=self.hub.states() if self.hub is not None else {},
             now=self.now,
         )
 
@@ -204,19 +304,33 @@ class World:
         return make_plan(desired, self.observe(desired), self.options)
 
     def turn(self) -> Plan:
-        """One turn of the loop; a planned crash ends it and starts the process anew."""
+        """One turn of the loop; a planned crash ends it and starts the process anew.
+
+        Where a call fails the turn ends there, as in the loop, and the next one looks again.
+        """
         desired = self.desired
-        observed = self.observe(desired)
+        try:
+            observed = self.observe(desired)
+        except _EXPECTED as error:
+            self.log.append(f"turn failed: {error}")
+            self.crash_at = None
+            return FAILED_TURN
         plan = make_plan(desired, observed, self.options)
         self._effects = 0
         self.directory = build_directory(desired, observed, plan, created=0)
         self._unloads = {change.model for change in plan.changes if change.action in (Action.UNLOAD, Action.SLEEP)}
+        self.failed_turn = False
         try:
             self._act(plan, desired, observed)
-            if plan.settled and not desired.unreadable:
+            if plan.done and not desired.unreadable:
                 self._forget(plan, desired, observed)
         except Killed:
+            self.log.append("killed")
             self.start_process()
+        except _EXPECTED as error:
+            self.log.append(f"turn failed: {error}")
+            self.failed_turn = True
+            self._release_waiting()
         else:
             self._release_waiting()
         self.crash_at = None
@@ -236,11 +350,15 @@ class World:
             self._effect(functools.partial(self.memory.forget_previous, step.model))
         for step in by_kind.get(Do.RECORD, ()):
             target = desired.targets[step.model]
-            row = Record(step.model, target.file, target.application, target.fields)
+            recent = recent_after(self.memory.records.get(step.model), target.copies, KEEP_VERSIONS)
+            row = Record(
+                step.model, target.file, target.application, target.fields, recent=recent, basis=target.basis
+            )
             self._effect(functools.partial(self.memory.record, row))
-            self._effect(functools.partial(self.memory.forgive, target.application))
+            self._effect(functools.partial(self.memory.forgive, target.application, target.basis))
         for step in by_kind.get(Do.END_OVERRIDE, ()):
             self.overrides.pop(step.model)
+        self._fetch(by_kind.get(Do.FETCH, []), desired, observed)
         on, off = by_kind.get(Do.ROUTE, []), by_kind.get(Do.UNROUTE, [])
         if on or off:
             routes = dict(observed.routes)
@@ -249,7 +367,9 @@ class World:
             for step in on:
                 routes[step.model] = step.application
             whys = {step.model: step.why for step in off}
-            self._effect(lambda: self._set_routes(routes, whys, desired))
+            self._effect(
+                lambda: self.calls.run(Call.ROUTES, lambda: self._set_routes(routes, whys, desired)),
+            )
         for step in by_kind.get(Do.SLEEP, ()):
             if step.application in self.in_flight():
                 self.violations.append(f"{step.application} was put to sleep with requests in flight")
@@ -263,7 +383,22 @@ class World:
             self._probes[step.application] = self.now + PROBE_SECONDS
         if plan.applications is not None:
             body = [plan.applications[name] for name in sorted(plan.applications)]
+            if self.race is not None:
+                self.race()
+                self.race = None
+            again = self.calls.run(Call.SECOND_LOOK, self.serve.describe)
+            if observed_digest(applications(again)) != plan.observed_digest:
+                self.log.append("plan is stale")
+                return
             self._effect(lambda: self.put(body))
+
+    def _fetch(self, steps: list[Step], desired: Desired, observed: Observed) -> None:
+        for step in steps:
+            assert self.hub is not None, "nobody fetches without a hub"
+            for each in desired.targets[step.model].copies:
+                state = observed.weights.get(each)
+                if state is None or state.phase not in (Phase.READY, Phase.FAILED):
+                    self.hub.fetch([each])
 
     def _effect(self, do: Callable[[], object]) -> None:
         if self.crash_at == self._effects:
@@ -275,7 +410,9 @@ class World:
         self._effects += 2
 
     def _fail(self, step: Step, observed: Observed) -> None:
-        self.memory.fail(step.model, step.application, step.why, observed.now)
+        app = observed.applications.get(step.application)
+        basis = basis_of(app.config or {}) if app is not None else ""
+        self.memory.fail(step.model, step.application, step.why, observed.now, basis)
         self.log.append(f"fail {step.application}: {step.why}")
 
     def _forget(self, plan: Plan, desired: Desired, observed: Observed) -> None:
@@ -284,7 +421,8 @@ class World:
         held = {held.model for held in plan.held} | {m for refusal in plan.refused for m in refusal.models}
         self.memory.forget_models(set(self.memory.records) - wanted - alive - held)
         previous = {r.previous["name"] for r in self.memory.records.values() if r.previous is not None}
-        self.memory.forget_failures({t.application for t in desired.targets.values()} | previous)
+        targets = desired.targets.values()
+        self.memory.forget_failures({t.application for t in targets} | previous, {t.basis for t in targets})
 
     # --- the edge ------------------------------------------------------------------------------------------
 
@@ -307,7 +445,7 @@ class World:
         """A client asks a model and waits where it may: at the edge, and at the activator where it is not up."""
         request = Request(model, self.now, seconds)
         if self.stream(model, seconds):
-            request.began = self.now
+            request.pass_on(self.now)
             return request
         self.queue.append(request)
         self._release_waiting()
@@ -318,15 +456,16 @@ class World:
         for request in self.queue:
             entry = self.directory.find(request.model)
             if entry is None:
-                request.refused = "unknown" if self.directory.settled else ""
+                if self.directory.settled:
+                    request.refuse("unknown")
             elif entry.application is not None:
                 # A new route is in the directory before it is in the edge.
-                self.streams.append(Stream(entry.application, self.now + request.seconds))
-                request.began = self.now
+                self.streams.append(Stream(entry.application, self.now + request.seconds, self.now))
+                request.pass_on(self.now)
             elif not entry.holds:
-                request.refused = entry.reason
+                request.refuse(entry.reason or "no reason was given")
             elif self.now - request.since > entry.wait_timeout:
-                request.refused = "it took too long"
+                request.refuse("it took too long")
         self.queue = [request for request in self.queue if not request.over]
 
     def stream(self, model: str, seconds: float) -> bool:
@@ -334,7 +473,7 @@ class World:
         app = self.apps.get(self.routes.get(model, ""))
         if app is None or not app.up:
             return False
-        self.streams.append(Stream(app.name, self.now + seconds))
+        self.streams.append(Stream(app.name, self.now + seconds, self.now))
         return True
 
     def _set_routes(self, routes: dict[str, str], whys: Mapping[str, str], desired: Desired) -> None:
@@ -365,21 +504,8 @@ class World:
         self.puts.append(sorted(wanted))
         self.log.append(f"put {sorted(wanted)}")
         self._judge_put(wanted)
-        self.serve = self.serve or {"proxy_location": "HeadOnly"}
-        for app in self.apps.values():
-            if app.config is not None and not app.imperative and app.name not in wanted:
-                self.delete(app.name)
-        for name, config in wanted.items():
-            there = self.apps.get(name)
-            if there is None or there.status == "DELETING":
-                self.add(name, config)
-            elif there.stage == "building" or _frozen(there.config) != _frozen(config):
-                self._release(there)
-                self.add(name, config)
-            else:
-                there.config = copy.deepcopy(config)
-                if there.up:
-                    there.flips_until = self.now + FLIP_SECONDS
+        body = {**(self.serve.settings or {"proxy_location": "HeadOnly"}), "applications": configs}
+        self.calls.run(Call.PUT, lambda: self.serve.apply(body))
         used = sum(
             _size(demand_of(app.config)) for app in self.apps.values() if app.config and model_of(app.config)
         )
@@ -394,7 +520,6 @@ class World:
         building = [app.name for app in self.apps.values() if app.stage == "building" and app.config]
         if building:
             self.violations.append(f"a PUT while {building} build")
-        counts = self.in_flight()
         for name, config in actual.items():
             app = self.apps[name]
             if model_of(config) is None and wanted.get(name) != config:
@@ -403,11 +528,11 @@ class World:
                 continue
             if name in self.routes.values():
                 self.violations.append(f"{name} was removed while it had the traffic")
-            since = self._unrouted.get(name)
-            if counts.get(name) and (
-                since is None or self.now - since <= self.drain_limit(model_of(config) or "")
-            ):
-                self.violations.append(f"{name} was removed with {counts[name]} requests in flight")
+            asked = [stream.since for stream in self.streams if stream.application == name]
+            # The activator may have passed requests on to what never got its route.
+            since = self._unrouted.get(name, min(asked, default=0.0))
+            if asked and self.now - since <= self.drain_limit(model_of(config) or ""):
+                self.violations.append(f"{name} was removed with {len(asked)} requests in flight")
         for name in wanted:
             if name in self.apps and self.apps[name].status == "DELETING":
                 self.violations.append(f"{name} was put while it was being deleted")
@@ -422,20 +547,6 @@ class World:
         record = self.memory.records.get(model)
         return parse_duration(record.spec["lifecycle"]["drain_timeout"]) if record and record.spec else 600.0
 
-    def add(self, name: str, config: Json | None, *, imperative: bool = False) -> SimApp:
-        """An application is deployed; build comes first."""
-        app = SimApp(name, copy.deepcopy(config), until=self.now + BUILD_SECONDS, imperative=imperative)
-        self.apps[name] = app
-        self.serve = self.serve or {"proxy_location": "HeadOnly"}
-        return app
-
-    def delete(self, name: str) -> None:
-        """An application is deleted: Serve forgets its configuration before its replicas are gone."""
-        app = self.apps[name]
-        if app.status == "DELETING":
-            return
-        app.status, app.config, app.stage, app.until = "DELETING", None, "deleting", self.now + DELETE_SECONDS
-
     def tick(self, seconds: float = 1.0) -> None:
         """Time passes."""
         self.now += seconds
@@ -443,103 +554,29 @@ class World:
             if stream.until <= self.now:
                 self._ended[stream.application] = max(stream.until, self._ended.get(stream.application, 0.0))
         self.streams = [stream for stream in self.streams if stream.until > self.now]
-        for app in list(self.apps.values()):
-            self._progress(app)
+        self.serve.progress()
         for name, until in list(self._probes.items()):
             if until <= self.now:
                 self._end_probe(name)
 
-    def _progress(self, app: SimApp) -> None:
-        if app.stage == "deleting" and app.until <= self.now:
-            self._release(app)
-            del self.apps[app.name]
-            before = len(self.streams)
-            self.streams = [stream for stream in self.streams if stream.application != app.name]
-            self.cut += before - len(self.streams)
-        elif app.stage == "building" and app.until <= self.now:
-            if self._fault(app) == BUILD:
-                app.status, app.stage = "DEPLOY_FAILED", "broken"
-                app.message = f"Deploying app failed with exception:\nTraceback:\nValueError: {REASON}"
-            else:
-                app.stage = "pending"
-        elif app.stage == "starting" and app.until <= self.now:
-            if self._fault(app) == REPLICA:
-                app.until = self.now + self._start_seconds(app)
-                app.deployment_message = f"A replica failed to start with exception:\nValueError: {REASON}"
-            else:
-                app.stage, app.status, app.deployment_message = "running", "RUNNING", ""
-        if app.stage == "pending" and self._place(app):
-            app.stage, app.until = "starting", self.now + self._start_seconds(app)
-
-    def _start_seconds(self, app: SimApp) -> float:
-        return self.start_seconds.get(model_of(app.config or {}) or "", START_SECONDS)
-
-    def fail_running(self, name: str) -> None:
-        """A running application breaks for good: Serve gives it up."""
-        app = self.apps[name]
-        app.status, app.stage, app.message = "DEPLOY_FAILED", "broken", "The replicas died too often."
+    def _cut(self, name: str) -> None:
+        """An application's replicas are no more, and what they were answering is cut."""
+        before = len(self.streams)
         self.streams = [stream for stream in self.streams if stream.application != name]
-
-    def _fault(self, app: SimApp) -> str | None:
-        model = model_of(app.config or {})
-        return self.faults.get(app.name) or self.faults.get(model or "")
+        self.cut += before - len(self.streams)
 
     def _end_probe(self, name: str) -> None:
         del self._probes[name]
         self.memory.probing.discard(name)
         app = self.apps.get(name)
-        if app is None or not app.up or self._fault(app) == MUTE:
+        when = self.calls.take(Call.PROBE)
+        if app is None or not app.up or self.serve.fault_of(app) == MUTE:
             self.memory.unanswered[name] = "HTTP 500"
+        elif when is not None:
+            lost = "Connection refused" if when is When.BEFORE else "the answer broke off"
+            self.memory.unanswered[name] = lost
         else:
             self.memory.answered(name)
-
-    def _place(self, app: SimApp) -> bool:
-        demand = demand_of(app.config or {})
-        free, taken = list(self._free), []
-        for _ in range(demand.ranks if demand.gpus else 0):
-            fitting = [index for index, share in enumerate(free) if share + 1e-6 >= demand.gpus]
-            if not fitting:
-                return False
-            best = min(fitting, key=lambda index: free[index])
-            free[best] -= demand.gpus
-            taken.append((best, demand.gpus))
-        self._free, app.gpu = free, taken
-        return True
-
-    def occupy(self, share: float, name: str = "stranger") -> None:
-        """A foreign declarative application takes its share of the first GPU with room."""
-        app = self.add(name, {"name": name, "route_prefix": f"/{name}", "import_path": "theirs:app", "args": {}})
-        app.stage, app.status = "running", "RUNNING"
-        index = next(i for i, free in enumerate(self._free) if free + 1e-6 >= share)
-        self._free[index] -= share
-        app.gpu = [(index, share)]
-
-    def _release(self, app: SimApp) -> None:
-        for index, share in app.gpu or ():
-            self._free[index] += share
-        app.gpu = None
-
-    def instance(self) -> Json:
-        """The answer to GET, as Serve words it."""
-        if self.serve is None:
-            return {"applications": {}}
-        details = {app.name: self._details(app) for app in self.apps.values()}
-        return {"controller_info": {"pid": 1}, **self.serve, "applications": details}
-
-    def _details(self, app: SimApp) -> Json:
-        config = None if app.imperative else copy.deepcopy(app.config)
-        status = "DEPLOYING" if app.up and app.flips_until > self.now and app.status == "RUNNING" else app.status
-        deployments: Json = {}
-        if app.stage != "building":
-            state = {"running": "RUNNING", "deleting": "STOPPING"}.get(app.stage, "STARTING")
-            replicas = [{"replica_id": f"{app.name}#1", "state": state}] if app.stage != "broken" else []
-            deployments = {"LLMServer:x": {"message": app.deployment_message, "replicas": replicas}}
-        return {
-            "status": status,
-            "message": app.message,
-            "deployments": deployments,
-            **({"deployed_app_config": config} if config is not None else {}),
-        }
 
     # --- for tests -----------------------------------------------------------------------------------------
 
@@ -636,10 +673,6 @@ def show(plan: Plan) -> list[str]:
     lines += [f"! {held.model} {held.kind.value}" for held in plan.held]
     lines += [f"refused {', '.join(refusal.models)}" for refusal in plan.refused]
     return sorted(lines)
-
-
-def _frozen(config: Json | None) -> Json:
-    return {key: value for key, value in (config or {}).items() if key != "deployments"}
 
 
 def _size(demand: Demand) -> float:

@@ -1,0 +1,1 @@
+"""What fakes promise, asked of the fakes and of the real thing."""
