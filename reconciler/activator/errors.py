@@ -115,6 +115,11 @@ def upstream_unreachable(name: str) -> Refusal:
     return _unavailable(message, code="upstream_unreachable", seconds=_UPSTREAM_RETRY_AFTER)
 
 
+def bad_request(problem: str) -> Refusal:
+    """What came is not HTTP, or contradicts itself."""
+    return Refusal(400, problem, code="bad_request")
+
+
 def unknown_path(path: str) -> Refusal:
     """Not a path of the closed list."""
     return Refusal(404, f"There is nothing at '{_shown(path)}'.", code="unknown_path")

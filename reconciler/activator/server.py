@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from reconciler.activator import errors
 
 _BACKLOG = 2048
 # Longer than the edge keeps an idle connection of its own, so that it is the edge that closes first.
@@ -175,7 +178,8 @@ class _Server(uvicorn.Server):
 class _Protocol(H11Protocol):
     """uvicorn's protocol without the 500 that it makes up when an application raises before it has answered.
 
-    No answer at all says that the request may be sent again; and the activator's own errors are JSON.
+    No answer at all says that the request may be sent again; and the activator's own errors are JSON, that of a
+    request which is no HTTP among them.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -192,6 +196,29 @@ class _Protocol(H11Protocol):
                 raise
 
         self.app = cast(ASGI3Application, breaking)
+
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is not None:
+            # Whoever reads the body, or is about to answer, has nobody left to answer.
+            self.cycle.disconnected = True
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            # An answer has begun: it can only be broken off.
+            self.transport.abort()
+            return
+        refusal = errors.bad_request(msg)
+        body = refusal.body()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        for event in (
+            h11.Response(status_code=refusal.status, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 def _remove(path: Path) -> None:

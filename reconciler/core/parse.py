@@ -18,6 +18,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from reconciler.core import schema, yaml_reader
+from reconciler.core.secrets import without_secrets
 from reconciler.core.spec import ModelSpec
 from reconciler.core.yaml_reader import Data, Document, Path, Position, YamlError
 
@@ -30,8 +31,6 @@ _MAX_MESSAGE: Final = 600
 _MAX_LISTED_KEYS: Final = 20
 _MAX_COMPARED: Final = 64
 _MAX_OTHERS: Final = 3
-# A pasted token or a URL with a password must not travel on in an error message.
-_SECRET: Final = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=://)[^/@\s'\"]+(?=@)")
 _ORDINARY_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,60}")
 _YES: Final = frozenset({"yes", "y", "on", "true"})
 _NO: Final = frozenset({"no", "n", "off", "false"})
@@ -274,6 +273,8 @@ class _Explainer:
             self._broken_rule(where, str(context.get("error", "this is not allowed")))
         elif loc[-1:] == ("[key]",):
             self._bad_key(where)
+        elif loc[len(where) : len(where) + 1] and loc[len(where)] in schema.keys(self._schema(where)):
+            return  # A value that was filled in from another one, which is as wrong and in the file.
         else:
             self._bad_value(where)
 
@@ -449,7 +450,8 @@ def _problem(path: str, at: Position, message: str, hint: str = "") -> Problem:
 
 def _clean(text: str) -> str:
     """Text that may quote the file, fit for a terminal and a log."""
-    text = _printable(_SECRET.sub("***", text))
+    # A pasted token or a URL with a password must not travel on.
+    text = _printable(without_secrets(text))
     return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
 
 
@@ -465,7 +467,7 @@ def _cut(text: str) -> str:
 
 def _shown_text(text: str) -> str:
     # The secret goes before the cut, which could leave half of one that no pattern finds.
-    return repr(_cut(_SECRET.sub("***", text)))
+    return repr(_cut(without_secrets(text)))
 
 
 def _shown(value: Data, written: str | None) -> str:

@@ -12,6 +12,7 @@ from typing import Self
 
 import aiohttp
 
+from reconciler.core.secrets import without_secrets
 from reconciler.core.state import Json
 
 _APPLICATIONS = "/api/serve/applications/"
@@ -38,7 +39,7 @@ class ServeClient:
             this is how soon that is noticed.
     """
 
-    def __init__(self, dashboard: str, token_path: Path | None = None, *, timeout: float = 10.0) -> None:
+    def __init__(self, dashboard: str, token_path: Path | None = None, *, timeout: float = 5.0) -> None:
         self._url = dashboard.rstrip("/")
         self._token_path = token_path
         self._timeout = timeout
@@ -61,13 +62,16 @@ class ServeClient:
         if self._session is not None:
             await self._session.close()
 
-    async def instance(self) -> Json:
+    async def instance(self, *, patience: float | None = None) -> Json:
         """Serve's own description of itself: settings, applications, deployments, replicas.
+
+        Args:
+            patience: Seconds that it may take, where that is not what every look may take.
 
         Raises:
             ServeUnreachableError: Ray's dashboard or Serve's controller did not answer.
         """
-        details: Json = json.loads(await self._call("GET", _APPLICATIONS))
+        details: Json = json.loads(await self._call("GET", _APPLICATIONS, patience=patience))
         return details
 
     async def put(self, config: Json) -> None:
@@ -180,8 +184,9 @@ class ServeClient:
             raise ServeUnreachableError(
                 f"Ray's dashboard at {self._url} wants a token (HTTP {status}): set RAY_AUTH_TOKEN_PATH"
             )
+        if status < 400:  # noqa: PLR2004
+            return text
+        text = without_secrets(text)
         if status >= 500:  # noqa: PLR2004
             raise ServeUnreachableError(f"Ray's dashboard at {self._url} answered HTTP {status}: {text[:300]}")
-        if status >= 400:  # noqa: PLR2004
-            raise ServeRefusedError(f"HTTP {status}: {text[:2000]}")
-        return text
+        raise ServeRefusedError(f"HTTP {status}: {text[:2000]}")

@@ -169,6 +169,8 @@ def _commit(repo: str, sha: object) -> str:
 
 
 def _file(repo: str, sibling: Any) -> RepoFile:  # noqa: ANN401 -- huggingface_hub.RepoSibling
+    if not isinstance(sibling.rfilename, str):
+        raise WeightsError(Trouble.REFUSED, f"{repo}: this hub lists a file without a name")
     large = sibling.lfs
     etag, size = (large.sha256, large.size) if large is not None else (sibling.blob_id, sibling.size)
     if not isinstance(etag, str) or not is_etag(etag) or not isinstance(size, int) or size < 0:
