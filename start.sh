@@ -430,6 +430,12 @@ end_processes() {
     done
     # shellcheck disable=SC2086
     kill -KILL $left 2> /dev/null || true
+    # Their ports are free only when they are gone.
+    for _ in {1..25}; do
+        # shellcheck disable=SC2086
+        if ! kill -0 $left 2> /dev/null; then return; fi
+        sleep 0.2
+    done
 }
 
 # pid_of FILE WORD : the pid in FILE, if that process is alive and its command line has WORD in it (pids are reused).
@@ -474,6 +480,11 @@ prepare_state() {
 }
 
 has_models() { compgen -G "$MODELS/*.yaml" > /dev/null || compgen -G "$MODELS/*.yml" > /dev/null; }
+
+from_git() {
+    [[ ${RECONCILE_SOURCE:-} == git ]] ||
+        { [[ -f reconcile.toml ]] && grep -Eq '^[[:space:]]*source[[:space:]]*=[[:space:]]*"git"' reconcile.toml; }
+}
 
 say_how_to_add_a_model() {
     cat <<TEXT
@@ -545,7 +556,7 @@ watch() {
         say "the reconciler runs already (process $running)"
         exit 0
     fi
-    step "starting the reconciler on $MODELS"
+    step "starting the reconciler on $(if from_git; then echo "${RECONCILE_GIT_URL:-a git repository}"; else echo "$MODELS"; fi)"
     say "      Ctrl-C ends only the reconciler: models go on serving. ./start.sh --stop ends everything."
     # A process of its own, which outlives the reconciler; a port that is taken is said here, at once.
     "$VENV/bin/reconcile" edge start > /dev/null
@@ -620,7 +631,7 @@ main() {
     fi
     make_socket_dir
     # With further arguments the models may come from elsewhere; with Ray running, removing the last file is a change.
-    if [[ $MODE == run && $# == 0 ]] && ! has_models && ! our_ray_runs; then
+    if [[ $MODE == run && $# == 0 ]] && ! from_git && ! has_models && ! our_ray_runs; then
         say_how_to_add_a_model
         exit 0
     fi

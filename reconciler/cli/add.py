@@ -91,6 +91,8 @@ def add(
     chosen = name or (entry.name if entry is not None else name_of(wanted))
     _check(wanted, revision, chosen)
     # A name may have several parts, but the files lie in one folder.
+    if settings.source == "git" and not stdout:
+        fail("the model files come from git: --stdout prints the file, to be committed there")
     path = settings.models_dir / f"{chosen.replace('/', '--')}.yaml"
     if not (stdout or force) and (path.is_symlink() or path.exists()):
         fail(f"{path} exists; --force replaces it, --name chooses another name")

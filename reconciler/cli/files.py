@@ -16,6 +16,8 @@ from reconciler.core.render import RenderError
 from reconciler.core.schema import json_schema
 from reconciler.host.settings import Settings
 from reconciler.loop.rendering import make_renderer
+from reconciler.loop.rollbacks import RollbackStore
+from reconciler.loop.source import make_source
 from reconciler.ray_serve.schema import complaint_about
 from reconciler.sources.folder import SUFFIXES, FolderSource
 from reconciler.weights.store import WeightStore
@@ -23,7 +25,7 @@ from reconciler.weights.store import WeightStore
 
 def validate(settings: Settings, paths: tuple[Path, ...], *, output: str) -> int:
     """Check files; exit 3 where one is invalid."""
-    snapshots = [_read(path) for path in paths or (settings.models_dir,)]
+    snapshots = [_read(path) for path in paths] or [asyncio.run(make_source(settings).read())]
     for snapshot in snapshots:
         if snapshot.unreadable:
             fail(snapshot.unreadable)
@@ -86,9 +88,11 @@ def render(settings: Settings, names: tuple[str, ...], *, output: str) -> int:
 
 async def read_desired(settings: Settings, weights: WeightStore, *, patience: float = 0.0) -> Desired:
     """The model files, compiled with the commits that are known, or can be found out in so many seconds."""
-    snapshot = await FolderSource(settings.models_dir).read()
+    rollbacks = RollbackStore(settings.state_dir, read_only=True)
+    snapshot = rollbacks.apply(await make_source(settings).read())
     parsed = parse_all(snapshot.files)
     resolutions = await weights.revisions.resolve(wanted_in(parsed), patience=patience)
+    resolutions = {**resolutions, **rollbacks.resolutions(wanted_in(parsed))}
     try:
         return compile_desired(snapshot, make_renderer(settings), resolutions, parsed=parsed)
     except (RenderError, FileNotFoundError) as error:

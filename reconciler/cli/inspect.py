@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from reconciler.activator.directory import Entry, ModelState
 from reconciler.cli.common import exit_code, fail
 from reconciler.cli.show import print_json, show_problems, show_status
 from reconciler.core.overrides import Override, in_words, is_drift
+from reconciler.core.provenance import in_words as source_in_words
 from reconciler.core.render import RenderError
 from reconciler.core.suspension import in_words as suspension_in_words
 from reconciler.core.suspension import suspension_of
@@ -20,7 +22,6 @@ from reconciler.host.settings import Settings
 from reconciler.loop import service
 from reconciler.loop.directory import build_directory
 from reconciler.loop.loop import Look
-from reconciler.loop.suspensions import SuspensionsUnreadableError
 from reconciler.ray_serve.client import ServeUnreachableError
 from reconciler.weights.revisions import PinsUnreadableError
 
@@ -32,7 +33,7 @@ def status(settings: Settings, *, output: str) -> int:
         look = asyncio.run(service.look_once(settings, Options(max_loads=settings.loads_at_once), ask_hub=False))
     except ServeUnreachableError as error:
         fail(str(error))
-    except (RenderError, FileNotFoundError, PinsUnreadableError, SuspensionsUnreadableError) as error:
+    except (RenderError, FileNotFoundError, PinsUnreadableError) as error:
         fail(str(error))
     rows = _status_rows(look)
     pid = holder(settings.state_dir)
@@ -41,6 +42,7 @@ def status(settings: Settings, *, output: str) -> int:
         print_json(
             {
                 "revision": look.desired.revision,
+                "source": _source(look),
                 "reconciler_pid": pid,
                 "models": rows,
                 "problems": [str(problem) for problem in look.desired.problems],
@@ -49,6 +51,8 @@ def status(settings: Settings, *, output: str) -> int:
         )
     else:
         show_problems(look.desired.problems)
+        if look.desired.provenance is not None:
+            notes.append(source_in_words(look.desired.provenance, look.observed.now))
         show_status(rows, notes + [f"refused: {refusal.reason}" for refusal in look.plan.refused])
     return exit_code(look.plan, problems=bool(look.desired.problems))
 
@@ -83,6 +87,7 @@ def _status_rows(look: Look) -> list[dict[str, Any]]:
                 "idle_seconds": look.observed.idle_seconds.get(routed or ""),
                 "file": target.file if target is not None else (record.file if record is not None else None),
                 "revision": look.desired.revision,
+                "changed_by": _changed_by(look, target.file if target is not None else ""),
                 "weights": _weights(look, model),
                 "pids": [replica.pid for replica in app.replicas] if app is not None else [],
             }
@@ -93,6 +98,29 @@ def _status_rows(look: Look) -> list[dict[str, Any]]:
 def _coming(entry: Entry | None) -> str:
     """What a model waits for that is not up."""
     return entry.reason if entry is not None and entry.state is not ModelState.LOADED else ""
+
+
+def _source(look: Look) -> dict[str, Any] | None:
+    """Where the files come from, where the source can tell."""
+    provenance = look.desired.provenance
+    if provenance is None:
+        return None
+    return {
+        "url": provenance.url,
+        "ref": provenance.ref,
+        **asdict(provenance.commit),
+        "signed_by": provenance.signed_by,
+        "checked_at": provenance.checked_at,
+        "age_seconds": max(0.0, look.observed.now - provenance.checked_at),
+        "problem": provenance.problem,
+    }
+
+
+def _changed_by(look: Look, file: str) -> dict[str, Any] | None:
+    """The commit that changed a model file last, where that is known."""
+    provenance = look.desired.provenance
+    commit = provenance.changed.get(file) if provenance is not None else None
+    return asdict(commit) if commit is not None else None
 
 
 def _suspended(look: Look, model: str) -> str | None:

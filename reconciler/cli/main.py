@@ -1,7 +1,7 @@
 """The `reconcile` command. Imports nothing heavy: each command fetches what it needs when it runs.
 
-Exit codes: 0 nothing to do, or done; 1 error; 2 changes pending (`--dry-run --detailed-exitcode`); 3 done in part;
-4 refused by a safety rule.
+Exit codes: 0 nothing to do, or done; 1 error; 2 changes pending (`--detailed-exitcode`); 3 done in part; 4 refused
+by a safety rule, or a stale plan.
 """
 
 import sys
@@ -13,16 +13,21 @@ import click
 from reconciler import __version__
 from reconciler.cli.by_hand_commands import load, pin, unload, unpin
 from reconciler.cli.edge_commands import edge
+from reconciler.cli.history_commands import history, rollback
+from reconciler.cli.lock_commands import lock, unlock
 from reconciler.cli.options import CONTEXT, merged, shared_options
+from reconciler.cli.plan_commands import apply, plan
 from reconciler.cli.suspend_commands import resume, suspend
+from reconciler.cli.sync_commands import sync
+from reconciler.host.errors import UserError
 
 _EPILOG = """\b
 Exit codes:
   0  nothing to do, or done
   1  error
-  2  changes are pending (only with --dry-run --detailed-exitcode)
+  2  changes are pending (only with --detailed-exitcode)
   3  done in part: some model failed, is held, or its file is invalid
-  4  refused by a safety rule
+  4  refused by a safety rule, or a saved plan is stale
 
 \b
 Examples:
@@ -30,13 +35,17 @@ Examples:
   reconcile --dry-run                what would happen, and why; changes nothing
   reconcile                          make the cluster match the files, once
   reconcile --watch                  stay, and keep it so
+  reconcile plan --against REV       what a proposed change would do
   reconcile status                   what is up, and what is not and why
+  reconcile sync                     look at the git repository now
   reconcile catalogue qwen           well-known models
   reconcile fit qwen3-0.6b --gpu l4  how much memory it takes, and whether it fits
   reconcile add Qwen/Qwen3-0.6B      write a model file
   reconcile pull                     fetch weights without serving
   reconcile load qwen3-0.6b          bring a model up now, and wait until it answers
   reconcile pin qwen3-0.6b --for 2h  keep it up for a time, whatever its file says
+  reconcile history qwen3-0.6b       what became of a model, and which commit did it
+  reconcile rollback qwen3-0.6b      back to the version before
   reconcile suspend --all --for 1h   leave everything exactly as it is
 
 Settings come from options, RECONCILE_* variables or reconcile.toml; see docs/settings.md.
@@ -310,7 +319,9 @@ def fit(
     sys.exit(fitting.fit(settings, name, options=FitOptions(**options), output=output))
 
 
-for command in (load, unload, pin, unpin, suspend, resume, edge):
+for command in (
+    plan, apply, load, unload, pin, unpin, suspend, resume, history, rollback, sync, lock, unlock, edge
+):  # fmt: skip
     cli.add_command(command)
 
 
@@ -321,6 +332,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         # Not click's 2, which here means that changes are pending.
+        sys.exit(1)
+    except UserError as error:
+        click.echo(f"reconcile: {error}", err=True)
         sys.exit(1)
     except click.exceptions.Abort:
         sys.exit(130)

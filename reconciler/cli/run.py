@@ -14,6 +14,7 @@ from reconciler.activator.server import ListenError
 from reconciler.cli.common import OK, PARTIAL, PENDING, REFUSED, configure_log, exit_code, fail, quiet
 from reconciler.cli.progress import download_bars
 from reconciler.cli.show import print_json, show_plan, show_problems
+from reconciler.core.lease import LeaseStoreError
 from reconciler.core.plan_json import plan_to_json
 from reconciler.core.render import RenderError
 from reconciler.core.turn import Options, Wishes
@@ -21,8 +22,8 @@ from reconciler.edge.edge import EdgeStartError, EdgeUnreachableError
 from reconciler.host.lock import AlreadyRunningError, exclusive
 from reconciler.host.settings import Settings
 from reconciler.loop import service
+from reconciler.loop.lease import NoLeaseError
 from reconciler.loop.running import ask_running
-from reconciler.loop.suspensions import SuspensionsUnreadableError
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
 from reconciler.weights.revisions import PinsUnreadableError
 
@@ -51,6 +52,8 @@ def converge(settings: Settings, wishes: Wishes, *, output: str) -> int:
         with exclusive(settings.state_dir), download_bars() as show:
             configure_log(settings)
             look = run_to_end(service.converge_once(settings, options, show))
+    except NoLeaseError as error:
+        return no_lease(error)
     except AlreadyRunningError as running:
         click.echo(f"A reconciler is running here (process {running.pid}); it is asked to do it.", err=True)
         return _ask_running(settings, wishes, output=output)
@@ -60,6 +63,12 @@ def converge(settings: Settings, wishes: Wishes, *, output: str) -> int:
         show_problems(look.desired.problems)
         show_plan(look.plan, now=look.observed.now, done=True)
     return exit_code(look.plan, problems=bool(look.desired.problems))
+
+
+def no_lease(error: NoLeaseError) -> int:
+    """Somebody else may write to the cluster."""
+    click.echo(f"reconcile: {error}; nothing more was changed. `reconcile lock` shows who may write.", err=True)
+    return REFUSED
 
 
 def watch(settings: Settings, wishes: Wishes) -> int:
@@ -112,7 +121,7 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
     """Run it; what a person can mend is a message and exit 1."""
     try:
         return asyncio.run(work)
-    except (ServeUnreachableError, ServeRefusedError) as error:
+    except (ServeUnreachableError, ServeRefusedError, LeaseStoreError) as error:
         fail(f"{error}\n  Is Ray running? ./start.sh starts it; RECONCILE_RAY_DASHBOARD names another one.")
     except (
         RenderError,
@@ -121,7 +130,6 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
         EdgeStartError,
         EdgeUnreachableError,
         PinsUnreadableError,
-        SuspensionsUnreadableError,
     ) as error:
         fail(str(error))
     except KeyboardInterrupt:

@@ -91,7 +91,19 @@ def show_status(rows: list[dict[str, Any]], notes: list[str]) -> None:
     """One row a model."""
     out = console()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("MODEL", "STATE", "SYNC", "POLICY", "USED", "REPLICAS", "IN FLIGHT", "APPLICATION", "FILE"):
+    by = ("CHANGED BY",) if any(row["changed_by"] for row in rows) else ()
+    for heading in (
+        "MODEL",
+        "STATE",
+        "SYNC",
+        "POLICY",
+        "USED",
+        "REPLICAS",
+        "IN FLIGHT",
+        "APPLICATION",
+        "FILE",
+        *by,
+    ):
         table.add_column(heading, overflow="fold", no_wrap=heading != "FILE")
     styles = {"loaded": "green", "failed": "red", "loading": "yellow", "unloading": "yellow", "unloaded": "dim"}
     for row in rows:
@@ -106,6 +118,7 @@ def show_status(rows: list[dict[str, Any]], notes: list[str]) -> None:
             "?" if row["in_flight"] is None else str(row["in_flight"]),
             row["application"] or "-",
             escape(row["file"] or "-"),
+            *([escape(_changed_by(row))] if by else ()),
         )
     if rows:
         out.print(table)
@@ -121,6 +134,12 @@ def show_status(rows: list[dict[str, Any]], notes: list[str]) -> None:
             out.print(f"[yellow]{escape(row['model'])}[/]: {escape(row['override']['text'])}")
     for note in notes:
         out.print(f"[yellow]note[/] {escape(note)}")
+
+
+def _changed_by(row: dict[str, Any]) -> str:
+    """Who changed the file of a model last, and with which commit."""
+    commit = row["changed_by"]
+    return f"{commit['author']} ({commit['id'][:8]})" if commit else "-"
 
 
 def _used(row: dict[str, Any]) -> str:

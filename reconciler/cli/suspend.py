@@ -20,7 +20,7 @@ from reconciler.host.settings import Settings
 from reconciler.loop import running
 from reconciler.loop.by_hand import suspended
 from reconciler.loop.running import NoReconcilerError, RefusedError, Resumed
-from reconciler.loop.suspensions import SuspensionError, SuspensionStore, SuspensionsUnreadableError
+from reconciler.loop.suspensions import SuspensionError, SuspensionStore
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ def _do(settings: Settings, ask: Callable[[], Coroutine[Any, Any, T]], here: Cal
         return asyncio.run(ask())
     except RefusedError as error:
         fail(f"{error}; did you mean {' or '.join(error.near)}?" if error.near else str(error))
-    except (SuspensionError, SuspensionsUnreadableError, AlreadyRunningError) as error:
+    except (SuspensionError, AlreadyRunningError) as error:
         fail(str(error))
     except NoReconcilerError as error:
         fail(

@@ -45,6 +45,7 @@ class Desired:
         invalid: Files that speak for no model; what they served before stays.
         problems: Every mistake of every file, in the order of files and lines.
         digest: Digest of everything that this was made from.
+        provenance: Where the files come from, where the source can tell.
         order: Of models that may start now: their places in the order in which all of them find room.
     """
 
@@ -55,6 +56,7 @@ class Desired:
     unreadable: str = ""
     digest: str = ""
     order: Mapping[str, int] = field(default_factory=dict)
+    provenance: Provenance | None = None
 
     @property
     def declared(self) -> int:

@@ -39,7 +39,51 @@ class Settings(BaseSettings):
     )
 
     models_dir: Path = Path("models.d")
-    """Folder of the model files."""
+    """Folder of the model files, where the source is a folder."""
+    source: Literal["folder", "git"] = "folder"
+    """Where model files come from: a folder that is watched, or a git repository that is looked at."""
+    git_url: str = Field(default="", repr=False)
+    """The repository: `https://host/path`, `ssh://user@host/path` or `user@host:path`, without credentials."""
+    git_ref: str = ""
+    """Branch or tag that is followed, or a commit; the default is the branch that the repository itself names."""
+    git_path: str = "models.d"
+    """Folder of the model files within the repository; empty for its root."""
+    git_interval: Seconds = 60.0
+    """Seconds between two looks at the repository, and up to a tenth more."""
+    git_username: str = "x-access-token"
+    """What goes with the token over https. Servers that take tokens mostly take any."""
+    git_token_path: Path | None = None
+    """File with the token for https; without it, the token is in RECONCILE_GIT_TOKEN."""
+    git_ssh_key_path: Path | None = None
+    """Private key for ssh; without it the agent of the environment is asked."""
+    git_known_hosts_path: Path | None = None
+    """The servers' keys for ssh, without which it is not used."""
+    git_ca_path: Path | None = None
+    """Authorities for https, instead of the system's."""
+    git_verify: Literal["no", "head", "tag"] = "no"
+    """What must be signed before it is taken over: the commit, or the annotated tag that is followed."""
+    git_allowed_signers_path: Path | None = None
+    """ssh keys whose signatures count, as `ssh-keygen` reads them."""
+    git_gpg_keys_path: Path | None = None
+    """Armored public GPG keys whose signatures count."""
+    git_timeout: Seconds = 60.0
+    """Seconds that one git command may take."""
+    git_max_mib: Annotated[int, Field(ge=1, le=100_000)] = 64
+    """MiB that one fetch, and the files of one commit, may take."""
+    hook_secret_path: Path | None = None
+    """File with the secrets of the webhook `POST /hooks/source`, one a line; without it there is no webhook."""
+    status_to: Literal["none", "auto", "github", "gitlab", "gitea"] = "none"
+    """Whose API is told what became of a commit, as its status; auto knows the well-known hosts."""
+    status_api: str = ""
+    """Base URL of that API; the default is the usual one of the repository's host."""
+    status_name: str = "llm"
+    """Name of this reconciler, which the status is called by: `reconcile/llm`."""
+    status_token_path: Path | None = None
+    """File with the token that may set statuses; without it, it is in RECONCILE_STATUS_TOKEN."""
+    notify_url: str = Field(default="", repr=False)
+    """Address that is called with what became of each revision."""
+    notify_secret_path: Path | None = None
+    """File whose first line signs these calls, as GitHub signs its own."""
     state_dir: Path = Path(".reconcile")
     """Folder of the reconciler's own files: routes, records, locks, logs. Mode 0700."""
     templates_dir: Path | None = None
@@ -102,6 +146,9 @@ class Settings(BaseSettings):
     """Seconds between two full looks at files and cluster, whatever the file watcher says."""
     sleep_memory_gib: Annotated[float, Field(ge=0)] | None = None
     """GiB of main memory that sleeping models may take together; the default is half of what the machine has."""
+    lease: bool = True
+    """Write to a cluster only while holding its lease, so that no two reconcilers fight. Off where Ray's GCS
+    cannot be reached from here."""
     sweep_interval: Seconds = 10.0
     """Seconds between two looks for models that are idle, or whose schedule begins or ends."""
     max_loads: Annotated[int, Field(ge=1, le=1000)] | None = None
@@ -159,7 +206,12 @@ class Settings(BaseSettings):
     def remember(self) -> None:
         """Make these settings the defaults of other commands in the same state directory."""
         absolute = self.model_copy(
-            update={"models_dir": self.models_dir.absolute(), "hub_cache": self.hub_cache_folder}
+            update={
+                name: path.absolute()
+                for name, path in self
+                if name in self.model_fields_set and isinstance(path, Path)
+            }
+            | {"models_dir": self.models_dir.absolute(), "hub_cache": self.hub_cache_folder}
         )
         write_atomic(self.state_dir / _RUNNING_FILE, absolute.model_dump_json(exclude_unset=True))
 

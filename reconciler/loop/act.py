@@ -55,6 +55,7 @@ class Actor:
         sleeping: Puts engines to sleep and wakes them; None where none can.
         keep_versions: Of how many earlier versions of a model the weights stay.
         warm_build: Keeps a worker for Serve's next build; None where none is wanted.
+        may_write: Asked before each effect: another reconciler may have taken over.
         wake: Called when a probe ended, so that the loop takes its next turn at once.
     """
 
@@ -74,6 +75,7 @@ class Actor:
         sleeping: Sleeping | None = None,
         keep_versions: int,
         warm_build: WarmBuild | None = None,
+        may_write: Callable[[], bool] = lambda: True,
         wake: Callable[[], None],
     ) -> None:
         self._serve = serve
@@ -89,6 +91,7 @@ class Actor:
         self._sleeping = sleeping
         self._keep_versions = keep_versions
         self._warm_build = warm_build
+        self.may_write = may_write
         self._wake = wake
         self._probes: dict[str, asyncio.Task[None]] = {}
 
@@ -99,6 +102,8 @@ class Actor:
             ServeUnreachableError: Serve did not answer; the next turn sees how far this one got.
             ServeRefusedError: Serve refused the configuration as a whole.
         """
+        if not self.may_write():
+            return
         by_kind: dict[Do, list[Step]] = {}
         for step in plan.steps:
             by_kind.setdefault(step.do, []).append(step)
@@ -106,6 +111,8 @@ class Actor:
         await self._note(by_kind, desired, observed)
         self._fetch(by_kind.get(Do.FETCH, []), desired, observed)
         await self._route(by_kind.get(Do.ROUTE, []), by_kind.get(Do.UNROUTE, []), observed)
+        if not self.may_write():
+            return  # Switching the traffic may have taken long.
         if self._sleeping is not None:
             self._sleep_and_wake(self._sleeping, by_kind, desired, observed)
         for step in by_kind.get(Do.PROBE, ()):
@@ -259,20 +266,16 @@ class Actor:
     async def _put(self, plan: Plan, desired: Desired, observed: Observed) -> None:
         assert plan.applications is not None
         before = {name: app.config for name, app in observed.applications.items()}
-        if observed_digest(applications(await self._serve.instance())) != plan.observed_digest:
+        now = applications(await self._serve.instance())
+        # A build that somebody began meanwhile would be cancelled, and begin anew.
+        if observed_digest(now) != plan.observed_digest or any(app.building for app in now.values()):
             log.info("plan.stale", revision=plan.revision)
             return
-        wanted = dict(plan.applications)
-        for name in sorted(wanted):
-            if wanted[name] == before.get(name):
-                continue
-            complaint = await asyncio.to_thread(complaint_about, wanted[name])
-            if complaint:
-                self._refuse(name, complaint, desired, observed)
-                # Keep what is there; a new application that is not valid is simply not sent.
-                old = before.get(name)
-                wanted = {**wanted, name: old} if old else {k: v for k, v in wanted.items() if k != name}
+        wanted = await self._valid(plan.applications, before, desired, observed)
         if wanted == {name: config for name, config in before.items() if config is not None}:
+            return
+        if not self.may_write():
+            log.info("plan.stale", revision=plan.revision)
             return
         body = {**(observed.serve or self._first_put), "applications": [wanted[name] for name in sorted(wanted)]}
         for step in plan.steps:
@@ -283,6 +286,21 @@ class Actor:
         for step in plan.steps:
             if step.do is Do.REMOVE:
                 self._after_stop.follow(observed.applications[step.application])
+
+    async def _valid(
+        self, planned: Mapping[str, Json], before: Mapping[str, Json | None], desired: Desired, observed: Observed
+    ) -> dict[str, Json]:
+        """What is planned, without what Serve would refuse: that stays as it is, or is not sent at all."""
+        wanted = dict(planned)
+        for name in sorted(planned):
+            if planned[name] == before.get(name):
+                continue
+            complaint = await asyncio.to_thread(complaint_about, planned[name])
+            if complaint:
+                self._refuse(name, complaint, desired, observed)
+                old = before.get(name)
+                wanted = {**wanted, name: old} if old else {k: v for k, v in wanted.items() if k != name}
+        return wanted
 
     async def _send(self, body: Json) -> None:
         try:

@@ -24,6 +24,8 @@ from reconciler.loop.engine_memory import EngineMemory
 from reconciler.loop.fixed_prompt import ask_fixed
 from reconciler.loop.front_door import FrontDoor
 from reconciler.loop.gpus import gpu_observer
+from reconciler.loop.journal import Journal
+from reconciler.loop.lease import Keeper, make_keeper
 from reconciler.loop.load_times import LoadTimes
 from reconciler.loop.loop import Loop
 from reconciler.loop.measuring import Measuring
@@ -32,21 +34,26 @@ from reconciler.loop.observe import Observer
 from reconciler.loop.overrides import OverrideStore
 from reconciler.loop.rendering import make_renderer, platform_of
 from reconciler.loop.report import Reporter
+from reconciler.loop.rollbacks import RollbackStore
 from reconciler.loop.sleeping import Sleeping
+from reconciler.loop.source import make_source
 from reconciler.loop.suspensions import SuspensionStore
 from reconciler.loop.weights import make_facts, make_weights
 from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
 from reconciler.ray_serve.engine_calls import EngineCalls, gcs_address
 from reconciler.ray_serve.warm_build import WarmBuild
-from reconciler.sources.folder import FolderSource
+from reconciler.sources import Source
 from reconciler.weights.facts import FactsStore
 from reconciler.weights.store import WeightStore
+
+_FIRST_LOOK_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """A wired reconciler."""
 
+    source: Source
     loop: Loop
     actor: Actor
     front_door: FrontDoor
@@ -56,6 +63,8 @@ class Parts:
     weights: WeightStore
     overrides: OverrideStore
     suspensions: SuspensionStore
+    rollbacks: RollbackStore
+    lease: Keeper
 
 
 @contextlib.asynccontextmanager
@@ -66,13 +75,27 @@ async def assembled(
     with_activator: bool = False,
     read_only: bool = False,
     ask_hub: bool = True,
+    source: Source | None = None,
 ) -> AsyncIterator[Parts]:
-    """A reconciler that is ready to look, and where wanted to act."""
+    """A reconciler that is ready to look, and where wanted to act.
+
+    Args:
+        settings: The operator's.
+        options: What bears on plans.
+        with_activator: Requests may wait in this process.
+        read_only: Nothing is to be written, on disk either.
+        ask_hub: The hub may be asked.
+        source: Instead of the one that the settings name.
+    """
     memory = Memory(settings.state_dir)
     suspensions = SuspensionStore(settings.state_dir)
+    rollbacks = RollbackStore(settings.state_dir, read_only=read_only)
     overrides, load_times = OverrideStore(settings.state_dir), LoadTimes(settings.state_dir)
     async with ServeClient(settings.ray_dashboard, settings.ray_token_path) as client:
         port = await _serve_port(client, settings)
+        reason = "reconcile --watch" if with_activator else "reconcile"
+        # Who only looks needs no lease, and writes no file for one.
+        lease = Keeper(None, "", "", reason) if read_only else make_keeper(settings, client, reason)
         serve_url = f"http://{settings.serve_host}:{port}"
         edge = Edges(make_edge(settings, port), settings.state_dir)
         activator = Activator(serve_url)
@@ -93,7 +116,7 @@ async def assembled(
             gpus=gpu_observer(settings, client, memory),
             main_memory=available_bytes if _is_here(settings.ray_dashboard) else None,
         )
-        source = FolderSource(settings.models_dir)
+        source = source or make_source(settings)
         renderer = make_renderer(settings)
         measuring = Measuring(settings.state_dir, read_only=read_only)
         fitter = Fitter(renderer, platform_of(settings), measuring)
@@ -107,10 +130,14 @@ async def assembled(
             fitter=fitter,
             load_times=load_times,
             overrides=overrides,
+            rollbacks=rollbacks,
+            journal=Journal(settings.state_dir),
             options=options,
         )
-        weights.revisions.wake = facts.wake = overrides.wake = suspensions.wake = activator.wake = loop.wake
+        weights.revisions.wake = facts.wake = activator.wake = loop.wake
+        overrides.wake = suspensions.wake = rollbacks.wake = loop.wake
         weights.wake = functools.partial(_after_a_download, facts, loop)
+        lease.wake_loop = loop.wake
         if sleeping is not None:
             sleeping.wake_loop = loop.wake
         actor = Actor(
@@ -132,17 +159,32 @@ async def assembled(
             warm_build=_warm_build(settings, client)
             if with_activator and _is_here(settings.ray_dashboard)
             else None,
+            may_write=lease.holds,
             wake=loop.wake,
         )
         try:
             front_door = FrontDoor(edge, activator if with_activator else None)
-            yield Parts(loop, actor, front_door, Reporter(), edge, activator, weights, overrides, suspensions)
+            yield Parts(
+                source=source,
+                loop=loop,
+                actor=actor,
+                front_door=front_door,
+                reporter=Reporter(),
+                edge=edge,
+                activator=activator,
+                weights=weights,
+                overrides=overrides,
+                suspensions=suspensions,
+                rollbacks=rollbacks,
+                lease=lease,
+            )
         finally:
             await actor.close()
             if sleeping is not None:
                 await sleeping.close()
             await facts.close()
             await weights.close()
+            await lease.close()
 
 
 def _sleeping(settings: Settings, client: ServeClient, memory: Memory, serve_url: str) -> Sleeping | None:
@@ -212,5 +254,6 @@ async def find_edge(settings: Settings) -> Edge:
 
 async def _serve_port(client: ServeClient, settings: Settings) -> int:
     """Where Serve's HTTP proxy listens; a Serve that runs already keeps its own port."""
-    options = (await client.instance()).get("http_options") or {}
+    # A dashboard that has just come up takes its time for the first answer.
+    options = (await client.instance(patience=_FIRST_LOOK_SECONDS)).get("http_options") or {}
     return int(options.get("port") or settings.serve_port)

@@ -25,10 +25,11 @@ from reconciler.loop.gpus import gpu_observer, here_alone
 from reconciler.loop.measuring import Measuring
 from reconciler.loop.memory import Memory
 from reconciler.loop.rendering import platform_of
+from reconciler.loop.rollbacks import RollbackStore
+from reconciler.loop.source import make_source
 from reconciler.loop.weights import make_facts, make_weights
 from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
 from reconciler.ray_serve.observed import applications
-from reconciler.sources.folder import FolderSource
 
 _HUB_SECONDS = 30.0
 
@@ -102,7 +103,7 @@ async def explain(
 async def _target(
     settings: Settings, name: str, change: Callable[[ModelSpec], ModelSpec], renderer: Renderer
 ) -> Target:
-    snapshot = await FolderSource(settings.models_dir).read()
+    snapshot = RollbackStore(settings.state_dir, read_only=True).apply(await make_source(settings).read())
     if snapshot.unreadable:
         raise UnknownModelError(snapshot.unreadable)
     parsed = parse_all(snapshot.files)

@@ -10,12 +10,15 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
+import structlog
+
 from reconciler.core.desired import Desired, Snapshot, compile_desired, models_of_invalid_files, wanted_in
 from reconciler.core.fitting import Fitter
 from reconciler.core.parse import ParsedSet, parse_all
 from reconciler.core.plan import Do, Plan
 from reconciler.core.planner import make_plan
 from reconciler.core.render import Renderer
+from reconciler.core.rollback import notes as rollback_notes
 from reconciler.core.state import Observed
 from reconciler.core.turn import Options
 from reconciler.core.weights import Resolutions
@@ -23,14 +26,16 @@ from reconciler.edge.edge import EdgeUnreachableError
 from reconciler.host.log import get_logger
 from reconciler.loop.act import Actor
 from reconciler.loop.front_door import FrontDoor
+from reconciler.loop.journal import Journal
 from reconciler.loop.load_times import LoadTimes, Stopwatch, phases_of
 from reconciler.loop.memory import Memory
 from reconciler.loop.observe import Observer
 from reconciler.loop.overrides import OverrideStore
 from reconciler.loop.report import Reporter
+from reconciler.loop.rollbacks import RollbackStore
 from reconciler.loop.told import Told
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
-from reconciler.sources.folder import FolderSource
+from reconciler.sources import Source
 from reconciler.weights.facts import FactsStore
 from reconciler.weights.store import WeightStore
 
@@ -49,6 +54,10 @@ def _nobody() -> None:
     """Whom to tell where nobody asked to be told."""
 
 
+def _nothing(_desired: Desired, _plan: Plan) -> None:
+    """Whom to show it to where nobody asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """What one turn saw and decided."""
@@ -63,7 +72,7 @@ class Loop:
 
     def __init__(
         self,
-        source: FolderSource,
+        source: Source,
         renderer: Renderer,
         observer: Observer,
         *,
@@ -73,6 +82,8 @@ class Loop:
         fitter: Fitter,
         load_times: LoadTimes,
         overrides: OverrideStore,
+        rollbacks: RollbackStore,
+        journal: Journal,
         options: Options,
     ) -> None:
         self._source = source
@@ -84,6 +95,8 @@ class Loop:
         self._fitter = fitter
         self._load_times = load_times
         self._overrides = overrides
+        self._rollbacks = rollbacks
+        self._journal = journal
         self._stopwatch = Stopwatch()
         self._parsed: tuple[Snapshot, ParsedSet] | None = None
         self._compiled: tuple[ParsedSet, Resolutions, Desired] | None = None
@@ -96,6 +109,8 @@ class Loop:
         self.ray_missing: Callable[[], None] = _nobody
         """Called whenever Ray does not answer."""
         self.ray_answers: Callable[[], None] = _nobody
+        self.seen: Callable[[Desired, Plan], None] = _nothing
+        """Called with what each turn saw."""
 
     def wake(self) -> None:
         """Take the next turn now."""
@@ -113,35 +128,39 @@ class Loop:
         Raises:
             ServeUnreachableError: The cluster could not be observed; nothing may be concluded.
         """
-        snapshot = await self._source.read()
+        snapshot = self._rollbacks.apply(await self._source.read())
         parsed = self._parse(snapshot)
         resolutions = await self._weights.revisions.resolve(
             wanted_in(parsed), patience=patience if ask_hub else 0.0
         )
+        resolutions = {**resolutions, **self._rollbacks.resolutions(wanted_in(parsed))}
         read = self._compile(snapshot, parsed, resolutions)
         cluster = await self._observer.cluster()
         places = self._fitter.places(read, cluster)
         facts = await self._facts.look(places, patience=patience)
         # A hundred new models take seconds to weigh; the activator answers meanwhile.
         desired = await asyncio.to_thread(self._fitter.fitted, read, cluster, facts)
+        desired = replace(desired, provenance=snapshot.provenance)
         observed = await self._observer.observe(desired, cluster, sizes=ask_hub)
         if told is not None:
             observed = replace(observed, **{each.name: getattr(told, each.name) for each in fields(told)})
-        return Look(desired, observed, await asyncio.to_thread(make_plan, desired, observed, self.options))
+        plan = await asyncio.to_thread(make_plan, desired, observed, self.options)
+        rolled_back = rollback_notes(self._rollbacks.active(), observed.now)
+        return Look(desired, observed, replace(plan, notes=plan.notes + rolled_back))
 
     async def turn(self, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:
         """One turn: observe, plan, act."""
         look = await self.look()
+        # Whatever is logged from here on, by what this turn starts too, says of which revision it is.
+        structlog.contextvars.bind_contextvars(revision=look.desired.revision)
         front_door.publish(look.desired, look.observed, look.plan)
         reporter.report(look.plan, look.desired)
         # What need not be up is not missed, once that was said.
         self._memory.forget_left(each.application for each in look.plan.drift if each.over)
         await front_door.note_use()
         await actor.act(look.plan, look.desired, look.observed)
-        self._time_loads(look)
-        # On a busy machine some model comes or goes at any time.
-        if look.plan.done and not look.desired.unreadable:
-            self._forget(look)
+        if actor.may_write():
+            self._note(look)
         self.last = look
         return look
 
@@ -190,7 +209,8 @@ class Loop:
             failures = 0
             self.ray_answers()
             await self._note_turn()
-            await self._pause(resync_seconds if look.plan.settled else BUSY_SECONDS)
+            idle = look.plan.settled or not actor.may_write()
+            await self._pause(resync_seconds if idle else BUSY_SECONDS)
 
     async def reconcile_now(self, options: Options) -> Look:
         """For `watch` in another task: wake it, and wait until it is settled with these options in force."""
@@ -233,6 +253,17 @@ class Loop:
             desired = compile_desired(snapshot, self._renderer, resolutions, parsed=parsed)
             self._compiled = (parsed, resolutions, desired)
         return self._compiled[2]
+
+    def _note(self, look: Look) -> None:
+        """Write down, and tell, what this turn was about."""
+        assert self._parsed is not None
+        snapshot = self._parsed[0]
+        self._journal.note(look.desired, look.observed, look.plan, snapshot, self._rollbacks.active())
+        self.seen(look.desired, look.plan)
+        self._time_loads(look)
+        # On a busy machine some model comes or goes at any time.
+        if look.plan.done and not look.desired.unreadable:
+            self._forget(look)
 
     def _time_loads(self, look: Look) -> None:
         self._stopwatch.see(phases_of(look.desired, look.observed))

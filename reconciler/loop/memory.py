@@ -49,6 +49,7 @@ class Memory:
         self._with_traffic: dict[str, float] = {}
         self._last_used: dict[str, float] = {}
         self._counted: set[str] = set()
+        self._busy: dict[str, int] = {}
         self._demands: dict[str, tuple[str, Demand]] = {}
         self._foreign: dict[str, deque[tuple[float, float]]] = {}
 
@@ -217,7 +218,12 @@ class Memory:
             elif name in idle:
                 used = max(used, now - idle[name])
             self._last_used[name] = used
+            # The activator passes requests on before the edge knows the route, so a version without a route may
+            # have some. They get the whole time that a drain may take, from the first of them on.
+            if in_flight and in_flight.get(name) and name not in self._with_traffic and not self._busy.get(name):
+                self._without_traffic[name] = now
         if in_flight is not None:
+            self._busy = dict(in_flight)
             self._counted = set(idle) & self._first_seen.keys()
         return {name: now - used for name, used in self._last_used.items()}
 

@@ -10,7 +10,7 @@ import aiohttp
 from reconciler.core.overrides import Kind
 from reconciler.core.turn import Wishes
 from reconciler.core.weights_json import states_from_json
-from reconciler.loop.told import Told, told_from_json
+from reconciler.loop.told import Freshness, Told, freshness_from_json, told_from_json
 from reconciler.weights.revisions import Problem
 from reconciler.weights.store import WeightStore
 
@@ -18,6 +18,8 @@ CONTROL_SOCKET = "control.sock"
 _ANSWER_SECONDS = 30.0
 """A command is answered at once, but the loop may be in the middle of weighing a hundred models."""
 _OK = 200
+_SYNC_SECONDS = 600.0
+"""A look fetches; what it fetches is capped in time by the source itself."""
 _ANOTHER_VERSION = "the reconciler that runs here is of another version; restart it"
 
 
@@ -94,6 +96,29 @@ class Resumed:
     models: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What a look at the source found.
+
+    Attributes:
+        source: `git` or `folder`; of a folder nothing else is known.
+        new: A new revision was taken over.
+        ref: Branch or tag that is followed.
+        commit: What is taken over now; empty where nothing ever was.
+        author: Of the commit.
+        subject: Of the commit.
+        problem: Why nothing newer is taken over; empty while all is well.
+    """
+
+    source: str
+    new: bool = False
+    ref: str = ""
+    commit: str = ""
+    author: str = ""
+    subject: str = ""
+    problem: str = ""
+
+
 async def ask_running(state_dir: Path, wishes: Wishes) -> dict[str, object]:
     """Have the reconciler that runs here take its turns now; gives its plan's outcome once it is settled.
 
@@ -111,8 +136,8 @@ async def ask_running(state_dir: Path, wishes: Wishes) -> dict[str, object]:
         return outcome
 
 
-async def learn_from_running(state_dir: Path, weights: WeightStore) -> Told | None:
-    """Take over what the reconciler that runs here knows: of downloads, and of the traffic.
+async def learn_from_running(state_dir: Path, weights: WeightStore) -> tuple[Told, Freshness] | None:
+    """Take over what the reconciler that runs here knows: of downloads, of the traffic, and of its source.
 
     Returns:
         None where none runs or none answers.
@@ -135,7 +160,8 @@ async def learn_from_running(state_dir: Path, weights: WeightStore) -> Told | No
             )
             async with session.get("http://reconciler/traffic") as answer:
                 answer.raise_for_status()
-                return told_from_json(await answer.json())
+                found = await answer.json()
+            return told_from_json(found["traffic"]), freshness_from_json(found["source"])
     return None
 
 
@@ -152,7 +178,7 @@ async def give_override(state_dir: Path, kind: Kind, model: str, seconds: float 
         NoReconcilerError: None answers.
         RefusedError: It says no.
     """
-    answer = await _ask(state_dir, "POST", "/override", {"model": model, "kind": kind.value, "seconds": seconds})
+    answer = await ask(state_dir, "POST", "/override", {"model": model, "kind": kind.value, "seconds": seconds})
     try:
         return Given(**{**answer, "kind": Kind(answer["kind"])})
     except (KeyError, TypeError, ValueError) as error:
@@ -167,7 +193,7 @@ async def suspend(state_dir: Path, model: str | None, seconds: float | None, rea
         RefusedError: It says no.
     """
     body: dict[str, object] = {"model": model, "seconds": seconds, "reason": reason}
-    answer = await _ask(state_dir, "POST", "/suspend", body)
+    answer = await ask(state_dir, "POST", "/suspend", body)
     try:
         return Suspended(**answer)
     except TypeError as error:
@@ -181,10 +207,24 @@ async def resume(state_dir: Path, model: str | None) -> Resumed:
         NoReconcilerError: None answers.
         RefusedError: It says no.
     """
-    answer = await _ask(state_dir, "POST", "/resume", {"model": model})
+    answer = await ask(state_dir, "POST", "/resume", {"model": model})
     try:
         return Resumed(tuple(str(name) for name in answer["models"]))
     except (KeyError, TypeError) as error:
+        raise NoReconcilerError(_ANOTHER_VERSION) from error
+
+
+async def sync_source(state_dir: Path) -> Synced:
+    """Have the reconciler that runs here look at its source now.
+
+    Raises:
+        NoReconcilerError: None answers.
+        RefusedError: It says no.
+    """
+    answer = await ask(state_dir, "POST", "/sync", None, seconds=_SYNC_SECONDS)
+    try:
+        return Synced(**answer)
+    except TypeError as error:
         raise NoReconcilerError(_ANOTHER_VERSION) from error
 
 
@@ -195,7 +235,7 @@ async def states(state_dir: Path) -> tuple[float, dict[str, Standing]]:
         NoReconcilerError: None answers.
         RefusedError: It has not looked yet.
     """
-    answer = await _ask(state_dir, "GET", "/models", None)
+    answer = await ask(state_dir, "GET", "/models", None)
     try:
         return float(answer["looked_at"]), {row["model"]: _standing(row) for row in answer["models"]}
     except (KeyError, TypeError, ValueError) as error:
@@ -208,8 +248,28 @@ def _standing(row: dict[str, Any]) -> Standing:
     return Standing(row["state"], row["reason"], row["expected_wait"], by_hand)
 
 
-async def _ask(state_dir: Path, method: str, path: str, body: dict[str, object] | None) -> dict[str, Any]:
-    timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
+async def ask(
+    state_dir: Path,
+    method: str,
+    path: str,
+    body: dict[str, object] | None,
+    *,
+    seconds: float = _ANSWER_SECONDS,
+) -> dict[str, Any]:
+    """The answer of the reconciler that runs here to one question.
+
+    Args:
+        state_dir: Its state directory.
+        method: Of the request.
+        path: Of the request.
+        body: A JSON document, or None.
+        seconds: How long it may take.
+
+    Raises:
+        NoReconcilerError: None answers, or not in time, or one of another version.
+        RefusedError: It says no.
+    """
+    timeout = aiohttp.ClientTimeout(total=seconds)
     try:
         async with (
             aiohttp.ClientSession(
@@ -219,7 +279,7 @@ async def _ask(state_dir: Path, method: str, path: str, body: dict[str, object] 
         ):
             found = await answer.json()
     except TimeoutError as error:
-        raise NoReconcilerError(f"no answer within {_ANSWER_SECONDS:.0f} s") from error
+        raise NoReconcilerError(f"no answer within {seconds:.0f} s") from error
     except (aiohttp.ContentTypeError, ValueError) as error:
         raise NoReconcilerError(_ANOTHER_VERSION) from error
     except (aiohttp.ClientError, OSError) as error:

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import functools
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
@@ -18,13 +20,21 @@ from reconciler.host.settings import Settings
 from reconciler.loop.assemble import Parts, assembled
 from reconciler.loop.by_hand import ByHand
 from reconciler.loop.control import control_app
+from reconciler.loop.hooks import hook_app
+from reconciler.loop.journal import Versions
+from reconciler.loop.lease import Keeper
 from reconciler.loop.loop import Look
 from reconciler.loop.memory import Memory
+from reconciler.loop.polling import Polling, answer_sync
 from reconciler.loop.ray_head import RayHead
+from reconciler.loop.rollbacks import RollbackHand
 from reconciler.loop.running import CONTROL_SOCKET, learn_from_running
+from reconciler.loop.source import at, make_write_back
 from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
 from reconciler.ray_serve.observed import applications
 from reconciler.ray_serve.schema import prepare
+from reconciler.sources import Source
+from reconciler.sources.git import GitSource
 from reconciler.sources.watch import watch_folder
 from reconciler.weights.store import WeightStore
 
@@ -35,21 +45,34 @@ PATIENCE_SECONDS = 20.0
 """How long one who looks only once waits for the hub, and for the disk."""
 
 
-async def look_once(settings: Settings, options: Options, *, ask_hub: bool = True) -> Look:
+async def look_once(
+    settings: Settings, options: Options, *, ask_hub: bool = True, source: Source | None = None
+) -> Look:
     """Observe and plan, and change nothing: no file, no download, no PUT.
 
     Args:
         settings: The operator's.
         options: What bears on the plan.
         ask_hub: Find out where branches point and how large downloads would be; else what is known has to do.
+        source: Where the model files are, instead of where the settings say.
     """
-    async with assembled(settings, options, read_only=True, ask_hub=ask_hub) as parts:
-        told = await learn_from_running(settings.state_dir, parts.weights)
-        return await parts.loop.look(patience=PATIENCE_SECONDS, ask_hub=ask_hub, told=told)
+    async with assembled(settings, options, read_only=True, ask_hub=ask_hub, source=source) as parts:
+        known = await learn_from_running(settings.state_dir, parts.weights)
+        told, freshness = known if known is not None else (None, None)
+        look = await parts.loop.look(patience=PATIENCE_SECONDS, ask_hub=ask_hub, told=told)
+        provenance = look.desired.provenance
+        if provenance is None or freshness is None:
+            return look
+        provenance = replace(provenance, checked_at=freshness.checked_at, problem=freshness.problem)
+        return replace(look, desired=replace(look.desired, provenance=provenance))
 
 
 async def converge_once(
-    settings: Settings, options: Options, on_downloads: Callable[[Mapping[Copy, CopyState]], None]
+    settings: Settings,
+    options: Options,
+    on_downloads: Callable[[Mapping[Copy, CopyState]], None],
+    *,
+    source: Source | None = None,
 ) -> Look:
     """Make the cluster match the files, then return.
 
@@ -57,9 +80,13 @@ async def converge_once(
         settings: The operator's.
         options: What bears on the plan.
         on_downloads: Called with the downloads that are under way, whenever they change.
+        source: Where the model files are, instead of where the settings say.
     """
-    async with assembled(settings, options) as parts, _shown(parts.weights, on_downloads):
-        return await parts.loop.converge(parts.actor, parts.front_door, parts.reporter)
+    async with assembled(settings, options, source=source) as parts, _shown(parts.weights, on_downloads):
+        if isinstance(parts.source, GitSource):
+            await parts.source.fetch()
+        await parts.lease.take()
+        return await parts.lease.while_held(parts.loop.converge(parts.actor, parts.front_door, parts.reporter))
 
 
 @contextlib.asynccontextmanager
@@ -85,50 +112,105 @@ async def watch(settings: Settings, options: Options) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(number, stop.set)
     async with _with_patience(settings, options) as parts:
+        parts.lease.start()
+        if not await _until_held(parts.lease, stop):
+            return
         await parts.activator.start()
         ray_head = RayHead(settings.ray_start_command, parts.loop.wake)
         parts.loop.ray_missing, parts.loop.ray_answers = ray_head.missing, ray_head.answers
-        scheduler = AsyncIOScheduler()
-        scheduler.add_job(
-            parts.front_door.ensure_running, "interval", seconds=EDGE_CHECK_SECONDS, max_instances=1, coalesce=True
-        )
-        # The loop looks at every model on each turn; the sweep has it look when nothing else does.
-        scheduler.add_job(parts.loop.wake, "interval", seconds=settings.sweep_interval, coalesce=True)
-        scheduler.start()
+        scheduler = _schedule(parts, settings)
+        polling = _poll(parts, settings, scheduler)
+        write_back = make_write_back(settings)
+        if write_back is not None:
+            parts.loop.seen = write_back.see
         by_hand = ByHand(parts.loop, parts.overrides, parts.suspensions, lambda: parts.activator.directory)
         parts.activator.command = by_hand.command
         front = parts.edge.asgi(parts.activator.asgi)
+        if polling is not None and settings.hook_secret_path is not None:
+            front = hook_app(front, settings.hook_secret_path, settings.git_ref, polling.look_soon)
         socket = settings.state_dir / CONTROL_SOCKET
+        sync = functools.partial(answer_sync, polling, parts.source.read)
+        rollback = RollbackHand(parts.rollbacks, Versions(settings.state_dir), parts.source.read, at(parts.source))
+        control = control_app(parts.loop, parts.weights, by_hand, rollback=rollback, sync=sync, lease=parts.lease)
         tasks = [
             asyncio.create_task(
                 serve(front, "127.0.0.1", settings.activator_port, on_stop=parts.activator.stop_holding)
             ),
-            asyncio.create_task(serve_unix(control_app(parts.loop, parts.weights, by_hand), socket)),
+            asyncio.create_task(serve_unix(control, socket)),
             asyncio.create_task(parts.overrides.watch()),
             asyncio.create_task(_prepare()),
-            asyncio.create_task(watch_folder(settings.models_dir, parts.loop.wake)),
-            asyncio.create_task(
-                parts.loop.watch(
-                    parts.actor, parts.front_door, parts.reporter, resync_seconds=settings.resync_interval
-                )
-            ),
+            asyncio.create_task(_take_turns(parts, polling, settings.resync_interval)),
         ]
+        if polling is None:
+            tasks.append(asyncio.create_task(watch_folder(settings.models_dir, parts.loop.wake)))
         log.info(
             "reconciler.started",
-            models_dir=str(settings.models_dir),
+            models=parts.source.place,
             front_door=f"http://{settings.listen_host}:{settings.listen_port}/v1",
         )
         stopping = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        if polling is not None:
+            await polling.close()
         scheduler.shutdown(wait=False)
         for task in (stopping, *tasks):
             task.cancel()
         await asyncio.gather(stopping, *tasks, return_exceptions=True)
         await parts.activator.close()
         await ray_head.close()
+        if write_back is not None:
+            await write_back.close()
         log.info("reconciler.stopped", note="models go on serving")
         for task in done - {stopping}:
             task.result()
+
+
+def _schedule(parts: Parts, settings: Settings) -> AsyncIOScheduler:
+    """What happens again and again, beside the loop."""
+    scheduler = AsyncIOScheduler()
+    scheduler.add_job(
+        parts.front_door.ensure_running,
+        "interval",
+        seconds=EDGE_CHECK_SECONDS,
+        max_instances=1,
+        coalesce=True,
+        misfire_grace_time=None,
+    )
+
+    async def sweep() -> None:  # A plain function would be called in a thread.
+        parts.loop.wake()
+
+    # The loop looks at every model on each turn; the sweep has it look when nothing else does.
+    scheduler.add_job(sweep, "interval", seconds=settings.sweep_interval, coalesce=True, misfire_grace_time=None)
+    scheduler.start()
+    return scheduler
+
+
+def _poll(parts: Parts, settings: Settings, scheduler: AsyncIOScheduler) -> Polling | None:
+    """Have a git source look at its repository; None where the source is none."""
+    git = parts.source
+    if not isinstance(git, GitSource):
+        return None
+    polling = Polling(git.fetch, parts.loop.wake, lambda: git.unreachable, interval=settings.git_interval)
+    polling.add_to(scheduler)
+    return polling
+
+
+async def _until_held(lease: Keeper, stop: asyncio.Event) -> bool:
+    """Wait for the cluster's lease; False where we are told to stop first."""
+    waits = [asyncio.create_task(lease.wait()), asyncio.create_task(stop.wait())]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for each in waits:
+        each.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+    return lease.holds()
+
+
+async def _take_turns(parts: Parts, polling: Polling | None, resync_seconds: float) -> None:
+    """Have the loop take its turns; not before there is anything to look at, where that comes from elsewhere."""
+    if polling is not None and (await parts.source.read()).unreadable:
+        await polling.sync()
+    await parts.loop.watch(parts.actor, parts.front_door, parts.reporter, resync_seconds=resync_seconds)
 
 
 async def _prepare() -> None:

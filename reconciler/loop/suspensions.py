@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from reconciler.core.suspension import ALL, LONGEST_REASON, LONGEST_SECONDS, Suspension
 from reconciler.core.words import in_time
+from reconciler.host.errors import UserError
 from reconciler.host.files import write_atomic
 from reconciler.host.log import get_logger
 
@@ -22,7 +23,7 @@ FILE = "suspensions.json"
 _ROWS = TypeAdapter(list[Suspension])
 
 
-class SuspensionsUnreadableError(RuntimeError):
+class SuspensionsUnreadableError(UserError):
     """It cannot be told what is suspended, so nothing may be touched; the message says what to do."""
 
 

@@ -109,6 +109,22 @@ class Stack:
                 start_new_session=True,
             )
 
+    def die_at(self, step: str, when: str) -> None:
+        """Have the reconciler, which does not run now, run until it dies at a step; see `dying`."""
+        program = Path(__file__).parent / "dying.py"
+        with self.log.open("ab") as log:
+            process = subprocess.run(
+                [REPOSITORY / ".venv" / "bin" / "python", program, step, when],
+                env=self.settings(),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                timeout=LOAD_SECONDS,
+                check=False,
+            )
+        assert process.returncode == -signal.SIGKILL, f"it never came to {when} {step}"
+
     def stop(self) -> None:
         """`./start.sh --stop`."""
         # Its words are not for the output of whoever uses a stack: a benchmark prints JSON there.

@@ -62,6 +62,11 @@ async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
         await asyncio.sleep(0.005)
 
 
+def control(loop: Any, weights: Any, world: "World") -> Starlette:
+    other: Any = None  # Only other routes need it.
+    return control_app(loop, weights, world.by_hand, rollback=other, sync=other, lease=other)
+
+
 class World:
     """A loop that looks when `look` is called, behind a real control socket."""
 
@@ -129,7 +134,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     loop: Any = world
     weights: Any = None  # Only another route needs them.
     with capture_logs():
-        async with serving(control_app(loop, weights, world.by_hand), tmp_path):
+        async with serving(control(loop, weights, world), tmp_path):
             yield world
 
 
@@ -492,7 +497,7 @@ async def test_a_reconciler_that_goes_away_ends_the_wait(
     def call() -> None:
         residency.load(settings, "qwen", duration=None, wait=True, output="text")
 
-    async with serving(control_app(loop, weights, world.by_hand), tmp_path):
+    async with serving(control(loop, weights, world), tmp_path):
         command = asyncio.create_task(asyncio.to_thread(_exit_code, call))
         await world.goes((LOADING, "starts"))
     assert await command == 1

@@ -22,6 +22,7 @@ from reconciler.core.spec import ALLOWED_ENGINE_ARGS, ModelSpec
 from reconciler.core.weights import Phase
 from reconciler.edge.replies import reply_files
 from reconciler.host.settings import Settings
+from reconciler.loop import source, write_back
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -131,7 +132,8 @@ def test_every_setting_is_documented_with_its_default_and_no_other() -> None:
     expected = {}
     for name, field in Settings.model_fields.items():
         default = field.default
-        shown = "none" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+        unset = default is None or default == ""
+        shown = "none" if unset else str(default).lower() if isinstance(default, bool) else str(default)
         expected[name] = (f"RECONCILE_{name.upper()}", shown)
     assert documented == expected
 
@@ -305,6 +307,7 @@ def _anchor(title: str) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_variables_that_a_page_names_exist(page: Path) -> None:
     known = {f"RECONCILE_{name.upper()}" for name in Settings.model_fields} | {"RECONCILE_MODEL"}
+    known |= {source.TOKEN_VARIABLE, write_back.TOKEN_VARIABLE}  # secrets, which are no settings
     started = (ROOT / "start.sh").read_text(encoding="utf-8")
     named = set(re.findall(r"RECONCILE_[A-Z_]+[A-Z]", page.read_text(encoding="utf-8")))
     assert not {name for name in named - known if name not in started} - {"RECONCILE_BOGUS"}

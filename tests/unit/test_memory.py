@@ -144,3 +144,16 @@ def test_what_others_reserve_is_the_least_of_the_last_seconds(tmp_path: Path) ->
     assert memory.settle("gpus", 0.8) == 0.0
     clock.now += 8
     assert memory.settle("gpus", 0.8) == 0.8
+
+
+def test_a_version_without_a_route_drains_from_the_first_request_that_it_got(tmp_path: Path) -> None:
+    """Requests that the activator passed on, and the edge was never told of."""
+    clock = Clock()
+    memory = Memory(tmp_path, monotonic=clock)
+    memory.see({"m-1": app("m-1")}, {})
+    clock.now += 500
+    memory.use({"m-1": 1}, {"m-1": 0.0})
+    assert memory.draining() == {"m-1": 0.0}
+    clock.now += 5
+    memory.use({"m-1": 2}, {"m-1": 0.0})
+    assert memory.draining() == {"m-1": 5.0}

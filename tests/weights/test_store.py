@@ -435,7 +435,12 @@ async def test_other_commands_see_what_the_running_reconciler_downloads(kit: Kit
     store = kit.store()
     loop: Any = None  # Only the other routes need these.
     by_hand: Any = None
-    server = asyncio.create_task(serve_unix(control_app(loop, store, by_hand), tmp_path / CONTROL_SOCKET))
+    server = asyncio.create_task(
+        serve_unix(
+            control_app(loop, store, by_hand, rollback=by_hand, sync=by_hand, lease=by_hand),
+            tmp_path / CONTROL_SOCKET,
+        )
+    )
     fetch(store, {kit.copy: "main"})
     await until(lambda: (tmp_path / CONTROL_SOCKET).exists() and store.under_way()[kit.copy].done > 100_000)
     fetch(store, {kit.copy: "main", closed: "main"})
