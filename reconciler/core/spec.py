@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from reconciler.core.cron import closing, times_of, zone_of
+from reconciler.core.secrets import without_secrets
 
 NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?:/[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)*$"
 """Names go into URLs, map files and Serve identifiers; `:` is Ray's separator for LoRA adapters."""
@@ -379,6 +380,15 @@ class ModelSpec(_Section):
         Annotated[str, Field(max_length=253)],
     ] = Field(default_factory=dict)
     """Free-form labels of your own."""
+
+    @field_validator("description", "labels")
+    @classmethod
+    def _without_secrets(cls, given: str | dict[str, str]) -> str | dict[str, str]:
+        # They are in listings, plans and the journal, for many to read.
+        for text in (given,) if isinstance(given, str) else given.values():
+            if without_secrets(text) != text:
+                raise ValueError("this looks like it holds a token or a password, and many can read it")
+        return given
 
     @model_validator(mode="after")
     def _may_sleep(self) -> Self:

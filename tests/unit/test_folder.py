@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.desired import Snapshot
+from reconciler.sources import folder as source
 from reconciler.sources.folder import MAX_FILE_BYTES, FolderSource
 
 CONTENT = b"source: {repo: o/m}\n"
@@ -177,9 +178,9 @@ async def test_a_file_that_changes_while_it_is_read_is_read_again(
     """Its time stamp was old when we looked, and the content half when we read."""
     file = folder / "a.yaml"
     write(file)
-    real, readings = Path.read_bytes, []
+    real, readings = source._content_of, []
 
-    def torn(path: Path) -> bytes:
+    def torn(path: Path) -> tuple[os.stat_result, bytes]:
         readings.append(path)
         if len(readings) == 1:
             path.write_bytes(CONTENT[:5])
@@ -188,8 +189,9 @@ async def test_a_file_that_changes_while_it_is_read_is_read_again(
             return half
         return real(path)
 
-    monkeypatch.setattr(Path, "read_bytes", torn)
+    monkeypatch.setattr(source, "_content_of", torn)
     assert (await read(folder)).files == {"models.d/a.yaml": CONTENT}
+    assert len(readings) > 1
 
 
 async def test_a_file_that_is_away_while_an_editor_saves_is_not_gone(folder: Path) -> None:

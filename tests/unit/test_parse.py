@@ -301,3 +301,19 @@ def test_the_result_does_not_depend_on_the_order_of_the_files() -> None:
         found = parse_all(dict(shuffled))
         assert found == expected
         assert list(found.valid) == list(expected.valid)
+
+
+@pytest.mark.parametrize(
+    ("line", "at"),
+    [
+        ("description: ask hf_abcdefghijklmnop for it", "m/a.yaml:2"),
+        ("labels: {mirror: 'https://me:secret@host/x'}", "m/a.yaml:2"),
+    ],
+)
+def test_what_looks_like_a_secret_is_not_taken_where_many_can_read_it(line: str, at: str) -> None:
+    parsed = parse_all({"m/a.yaml": f"source: {{repo: o/m}}\n{line}\n".encode()})
+    (problem,) = parsed.problems
+    assert str(problem).startswith(at)
+    assert "token or a password" in problem.message
+    assert "hf_abc" not in str(problem)
+    assert "me:secret" not in str(problem)
