@@ -153,6 +153,15 @@ class FakeServe:
         app.status, app.config, app.stage, app.message = "DELETING", None, "deleting", ""
         app.until = self.clock() + DELETE_SECONDS
 
+    def meddle(self, name: str) -> None:
+        """Somebody deploys another configuration under a name of ours."""
+        app = self.apps[name]
+        if app.config is not None:
+            changed = copy.deepcopy(app.config)
+            changed["args"]["llm_configs"][0]["engine_kwargs"]["seed"] = 7
+            others = [each.config for each in self.apps.values() if each.config is not None and each is not app]
+            self.apply({"applications": [*others, changed]})
+
     def fail_running(self, name: str) -> None:
         """A running application breaks for good: Serve gives it up."""
         app = self.apps[name]

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.overrides import Kind, OverrideError, active, give
-from reconciler.core.plan import Action, HeldKind, Plan
+from reconciler.core.plan import Action, Do, HeldKind, Plan
 from reconciler.core.plan_json import plan_to_json
 from reconciler.core.spec import Policy
 from reconciler.core.state import Json
+from reconciler.core.suspension import ALL, Suspension, suspension_of
 from reconciler.core.turn import Options
 from reconciler.core.windows import Window
 from reconciler.ray_serve.client import ServeUnreachableError
@@ -170,7 +171,18 @@ class Story:
 
     def misfortune(self) -> None:
         world, git, pick = self.world, self.world.git, self.random.choice
-        kinds = ["fault", "fault", "break", "delete", "edge", "unreadable", "restart", "controller", "head"]
+        kinds = [
+            "fault",
+            "fault",
+            "break",
+            "delete",
+            "meddle",
+            "edge",
+            "unreadable",
+            "restart",
+            "controller",
+            "head",
+        ]
         kinds += ["force push", "unreachable"] if git is not None else []
         kinds += ["branch moves"] if world.hub is not None else []
         kind = pick(kinds)
@@ -182,6 +194,8 @@ class Story:
             world.fail_running(pick(ours))
         elif kind == "delete" and ours:
             world.delete(pick(ours))
+        elif kind == "meddle" and ours:
+            world.serve.meddle(pick(ours))
         elif kind == "edge":
             world.edge_counts = not world.edge_counts
         elif kind == "unreadable":
@@ -215,7 +229,7 @@ class Story:
 
     def order(self) -> None:
         """An operator gives a command, or a window opens or closes. A new command belongs into `commands`."""
-        commands: list[Callable[[str], None]] = [self._window, self._window, *[self._by_hand] * 5]
+        commands: list[Callable[[str], None]] = [self._window, self._window, *[self._by_hand] * 5, self._suspend]
         self.random.choice(commands)(self.random.choice(NAMES))
 
     def _window(self, model: str) -> None:
@@ -240,6 +254,12 @@ class Story:
         else:
             del world.overrides[model]
 
+    def _suspend(self, model: str) -> None:
+        """Suspend a model or all, or resume them."""
+        world, about = self.world, self.random.choice([model, model, ALL])
+        if world.suspensions.pop(about, None) is None:
+            world.suspensions[about] = Suspension(about, world.now, self.random.choice([None, world.now + 60.0]))
+
     # --- the play ------------------------------------------------------------------------------------------
 
     def play(self) -> None:
@@ -258,6 +278,7 @@ class Story:
                 there = set(world.apps)
                 plan = world.turn()
                 self.check(plan)
+                self.check_suspended(plan)
                 self.check_groups(world.apps.keys() - there)
                 world.tick(self.random.choice([0.5, 1.0, 2.0]))
             self.check_secrets(plan)
@@ -281,6 +302,13 @@ class Story:
         if plan is not FAILED_TURN and not world.desired.unreadable:
             self.check_reasons(plan)
 
+    def check_suspended(self, plan: Plan) -> None:
+        """Nothing is done with a suspended model, but that no request is sent to what is not there."""
+        suspensions, now = self.world.suspensions.values(), self.world.now
+        touched = {step.model: step.do for step in plan.steps if step.do not in (Do.UNROUTE, Do.AWAIT)}
+        found = {model: do for model, do in touched.items() if suspension_of(suspensions, model, now) is not None}
+        assert not found, f"suspended, and yet {found}"
+
     def check_reasons(self, plan: Plan) -> None:
         """Of every declared model the plan says where it stands."""
         told = {change.model for change in plan.changes} | {held.model for held in plan.held}
@@ -298,7 +326,9 @@ class Story:
         self.twice = {
             model: self.twice.get(model, 0.0) + elapsed
             for model, count in up.items()
-            if count > 1 and model in world.desired.targets
+            if count > 1
+            and model in world.desired.targets
+            and suspension_of(world.suspensions.values(), model, world.now) is None
         }
         for model, seconds in self.twice.items():
             limit = world.drain_limit(model) + TWICE_SECONDS
@@ -342,6 +372,7 @@ class Story:
         world = self.world
         world.faults.clear()
         world.windows.clear()
+        world.suspensions.clear()
         world.calls.clear()
         world.locked.clear()
         world.unreadable, world.edge_counts, world.crash_at, world.race = "", True, None, None

@@ -23,6 +23,7 @@ from reconciler.core.planner import make_plan, observed_digest
 from reconciler.core.render import Renderer
 from reconciler.core.spec import parse_duration
 from reconciler.core.state import Demand, Json, Node, Observed, Record, Waiting
+from reconciler.core.suspension import Suspension
 from reconciler.core.target import Platform, Target
 from reconciler.core.turn import Options
 from reconciler.core.weights import Phase
@@ -159,6 +160,7 @@ class World:
     queue: list[Request] = field(default_factory=list)
     """Requests that wait at the activator."""
     overrides: dict[str, Override] = field(default_factory=dict)
+    suspensions: dict[str, Suspension] = field(default_factory=dict)
     windows: dict[str, Window] = field(default_factory=dict)
     load_seconds: dict[str, float] = field(default_factory=dict)
     asleep: set[str] = field(default_factory=set)
@@ -286,6 +288,8 @@ class World:
             sleep_left=self.sleep_left,
             overrides=active(self.overrides, self.now),
             windows=dict(self.windows),
+            suspensions=tuple(self.suspensions.values()),
+            left=dict(self.memory.left),
             ready=frozenset(self.memory.ready),
             probing=frozenset(self.memory.probing),
             unanswered=dict(self.memory.unanswered),
@@ -320,6 +324,7 @@ class World:
         self.directory = build_directory(desired, observed, plan, created=0)
         self._unloads = {change.model for change in plan.changes if change.action in (Action.UNLOAD, Action.SLEEP)}
         self.failed_turn = False
+        self.memory.forget_left(each.application for each in plan.drift if each.over)
         try:
             self._act(plan, desired, observed)
             if plan.done and not desired.unreadable:
@@ -340,6 +345,7 @@ class World:
         by_kind: dict[Do, list[Step]] = {}
         for step in plan.steps:
             by_kind.setdefault(step.do, []).append(step)
+        self.memory.save_left()
         for step in by_kind.get(Do.FAIL, ()):
             self._effect(functools.partial(self._fail, step, observed))
         for step in by_kind.get(Do.KEEP_PREVIOUS, ()):
@@ -390,6 +396,7 @@ class World:
             if observed_digest(applications(again)) != plan.observed_digest:
                 self.log.append("plan is stale")
                 return
+            self.memory.will_put(plan.applications)
             self._effect(lambda: self.put(body))
 
     def _fetch(self, steps: list[Step], desired: Desired, observed: Observed) -> None:
@@ -420,6 +427,8 @@ class World:
         alive = {app.model for app in observed.applications.values()}
         held = {held.model for held in plan.held} | {m for refusal in plan.refused for m in refusal.models}
         self.memory.forget_models(set(self.memory.records) - wanted - alive - held)
+        names = {target.application for target in desired.targets.values()} | observed.applications.keys()
+        self.memory.forget_left(self.memory.left.keys() - names)
         previous = {r.previous["name"] for r in self.memory.records.values() if r.previous is not None}
         targets = desired.targets.values()
         self.memory.forget_failures({t.application for t in targets} | previous, {t.basis for t in targets})
