@@ -138,6 +138,8 @@ def settle(turn: Turn, app: Application, others: list[Application], target: Targ
         turn.step(Do.WAKE, model, app.name, "it is asked for")
     elif app.name in turn.observed.turning:
         turn.step(Do.AWAIT, model, app.name, "wakes up")
+    elif target is not None and was_changed(turn, app, target):
+        turn.step(Do.AWAIT, model, app.name, "it is put right, and asked anew then")
     elif app.name in turn.observed.ready:
         turn.step(Do.ROUTE, model, app.name, "it answered a real request")
     elif app.status is Status.RUNNING and app.name not in turn.observed.probing:

@@ -318,7 +318,10 @@ def _decide_removals(turn: Turn) -> list[str]:
         turn.refused.append(refusal)
         kept, removed = (sorted(running), []) if desired.unreadable else (kept + removed, [])
     for model in kept:
-        stay(turn, model)
+        if suspension_of(turn.observed.suspensions, model, turn.observed.now) is None:
+            stay(turn, model)
+        else:
+            turn.hold(turn.live.get(model, []))
     turn.leaving.update(app.name for model in removed for app in turn.live[model])
     return removed
 
@@ -339,9 +342,18 @@ def _invalid_file_of(turn: Turn, model: str) -> InvalidFile | None:
             return file
         if record is not None and record.file == file.path:
             return file
-        if record is None and file.claims is None:
+        # Of one that comes up there is no record yet.
+        if turn.observed.declared.get(model) == file.path:
+            return file
+        # A file that nobody can read, and that is new, may be the model's own under another name.
+        if file.claims is None and (record is None or file.path not in _known_files(turn)):
             return file
     return None
+
+
+def _known_files(turn: Turn) -> set[str]:
+    """The files that models were declared in before."""
+    return {*turn.observed.declared.values(), *(record.file for record in turn.observed.records.values())}
 
 
 def _plan_removal(turn: Turn, model: str) -> None:

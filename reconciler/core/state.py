@@ -213,6 +213,7 @@ class Observed:
         overrides: What was asked for by hand, by model.
         windows: Where a model with a schedule stands, by model.
         suspensions: What is to be left as it is, by hand.
+        declared: The file that declared a model last, of those that are there.
         left: Our applications as we left them: the digest of the configuration (`core.drift`), by name.
         ready: Applications that answered a real request since they came up.
         probing: Applications that are being asked such a request right now.
@@ -245,6 +246,7 @@ class Observed:
     overrides: Mapping[str, Override] = field(default_factory=dict)
     windows: Mapping[str, Window] = field(default_factory=dict)
     suspensions: tuple[Suspension, ...] = ()
+    declared: Mapping[str, str] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)
     ready: frozenset[str] = frozenset()
     probing: frozenset[str] = frozenset()

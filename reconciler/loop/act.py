@@ -107,6 +107,7 @@ class Actor:
         by_kind: dict[Do, list[Step]] = {}
         for step in plan.steps:
             by_kind.setdefault(step.do, []).append(step)
+        self._memory.declare({model: target.file for model, target in desired.targets.items()})
         self._memory.save_left()
         await self._note(by_kind, desired, observed)
         self._fetch(by_kind.get(Do.FETCH, []), desired, observed)

@@ -36,10 +36,12 @@ class Memory:
         self._records_file = folder / "records.json"
         self._failures_file = folder / "failures.json"
         self._left_file = folder / "left.json"
+        self._declared_file = folder / "declared.json"
         self._monotonic = monotonic
         self.records: dict[str, Record] = {row.model: row for row in _read(self._records_file, Record)}
         self.failures: dict[str, Failure] = {row.application: row for row in _read(self._failures_file, Failure)}
-        self.left: dict[str, str] = _read_left(self._left_file)
+        self.left: dict[str, str] = _read_texts(self._left_file)
+        self.declared: dict[str, str] = _read_texts(self._declared_file)
         self._left_saved = dict(self.left)
         self.ready: set[str] = set()
         self.probing: set[str] = set()
@@ -49,7 +51,8 @@ class Memory:
         self._with_traffic: dict[str, float] = {}
         self._last_used: dict[str, float] = {}
         self._counted: set[str] = set()
-        self._busy: dict[str, int] = {}
+        self._busy: set[str] = set()
+        self._seen_as: dict[str, str] = {}
         self._demands: dict[str, tuple[str, Demand]] = {}
         self._foreign: dict[str, deque[tuple[float, float]]] = {}
 
@@ -130,6 +133,19 @@ class Memory:
         gone = set(names)
         self.left = {name: left for name, left in self.left.items() if name not in gone}
 
+    def declare(self, files: Mapping[str, str]) -> None:
+        """Remember which files declare models: when one of them breaks, its model is not taken for removed.
+
+        Args:
+            files: By model. Of others it is remembered for as long as something of them is there.
+        """
+        there = {model for model, _ in self._demands.values()}
+        declared = {model: file for model, file in self.declared.items() if model in there} | dict(files)
+        if declared != self.declared:
+            self.declared = declared
+            with contextlib.suppress(OSError):  # A record knows it too, once the model had traffic.
+                write_atomic(self._declared_file, json.dumps(declared, indent=1, sort_keys=True))
+
     def save_left(self) -> None:
         """Write down how applications were left, where that changed."""
         if self.left != self._left_saved:
@@ -156,8 +172,8 @@ class Memory:
                 app = dataclasses.replace(app, model=model, demand=demand)  # noqa: PLW2901
             seen[name] = app
             self._first_seen.setdefault(name, now)
-            if app.model is not None and app.config is not None and name not in self.left:
-                self.left[name] = digest_of(app.config)
+            if app.model is not None and app.config is not None:
+                self._look_at(name, digest_of(app.config))
         routed = set(routes.values())
         for name in seen:
             if name in routed:
@@ -171,14 +187,24 @@ class Memory:
             self._with_traffic,
             self._last_used,
             self._demands,
+            self._seen_as,
             self.unanswered,
         )
         for clocks in clocks_of_applications:
             for name in clocks.keys() - seen.keys():
                 clocks.pop(name)
+        self._busy &= seen.keys()
         self.ready &= seen.keys()
         self.ready |= routed & seen.keys()
         return seen
+
+    def _look_at(self, name: str, digest: str) -> None:
+        if self._seen_as.get(name, digest) != digest:
+            # Serve deploys it anew, so what it answered before says nothing.
+            self.ready.discard(name)
+            self.unanswered.pop(name, None)
+        self._seen_as[name] = digest
+        self.left.setdefault(name, digest)
 
     def ages(self) -> dict[str, float]:
         """Seconds since each application was first seen."""
@@ -198,6 +224,9 @@ class Memory:
     def answered(self, application: str) -> None:
         """A version answered its first request: it is ready, and idle from now on."""
         self.ready.add(application)
+        # Requests may be passed on to it from now on, before the edge knows of it.
+        if application in self._without_traffic:
+            self._without_traffic[application] = self._monotonic()
         self._last_used[application] = self._monotonic()
 
     def use(self, in_flight: Mapping[str, int] | None, idle: Mapping[str, float]) -> dict[str, float]:
@@ -220,10 +249,11 @@ class Memory:
             self._last_used[name] = used
             # The activator passes requests on before the edge knows the route, so a version without a route may
             # have some. They get the whole time that a drain may take, from the first of them on.
-            if in_flight and in_flight.get(name) and name not in self._with_traffic and not self._busy.get(name):
+            busy = in_flight is None or bool(in_flight.get(name))
+            if busy and name not in self._busy and name not in self._with_traffic:
                 self._without_traffic[name] = now
+            (self._busy.add if busy else self._busy.discard)(name)
         if in_flight is not None:
-            self._busy = dict(in_flight)
             self._counted = set(idle) & self._first_seen.keys()
         return {name: now - used for name, used in self._last_used.items()}
 
@@ -248,7 +278,7 @@ class Memory:
         _write(self._failures_file, self.failures.values())
 
 
-def _read_left(file: Path) -> dict[str, str]:
+def _read_texts(file: Path) -> dict[str, str]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -147,6 +147,7 @@ class Observer:
             overrides=self._overrides.active(),
             windows=_windows(desired, now),
             suspensions=self._suspensions.active(),
+            declared=dict(self._memory.declared),
             left=dict(self._memory.left),
             ready=frozenset(self._memory.ready),
             probing=frozenset(self._memory.probing),

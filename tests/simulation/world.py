@@ -289,6 +289,7 @@ class World:
             overrides=active(self.overrides, self.now),
             windows=dict(self.windows),
             suspensions=tuple(self.suspensions.values()),
+            declared=dict(self.memory.declared),
             left=dict(self.memory.left),
             ready=frozenset(self.memory.ready),
             probing=frozenset(self.memory.probing),
@@ -345,6 +346,7 @@ class World:
         by_kind: dict[Do, list[Step]] = {}
         for step in plan.steps:
             by_kind.setdefault(step.do, []).append(step)
+        self.memory.declare({model: target.file for model, target in desired.targets.items()})
         self.memory.save_left()
         for step in by_kind.get(Do.FAIL, ()):
             self._effect(functools.partial(self._fail, step, observed))
