@@ -530,6 +530,18 @@ write_environment() {
     chmod 0600 "$STATE/env"
 }
 
+# The end-to-end tests wait for models to load, most of the time; the others run meanwhile, and step back for them.
+run_all_tests() {
+    local others=$STATE/tests.log pid
+    say "${BOLD}\$ pytest -m 'not e2e'${PLAIN} (in the background; its output follows)"
+    nice pytest -m 'not e2e' > "$others" 2>&1 &
+    pid=$!
+    say "${BOLD}\$ pytest -m e2e${PLAIN}"
+    pytest -m e2e || failed+=("pytest -m e2e")
+    wait "$pid" || failed+=("pytest -m 'not e2e'")
+    cat "$others"
+}
+
 run_tests() {
     local failed=() check
     step "checks and tests"
@@ -541,8 +553,12 @@ run_tests() {
         # shellcheck disable=SC2086 # a command and its arguments
         $check || failed+=("$check")
     done
-    say "${BOLD}\$ pytest $*${PLAIN}"
-    pytest "$@" || failed+=(pytest)
+    if (($# > 0)); then
+        say "${BOLD}\$ pytest $*${PLAIN}"
+        pytest "$@" || failed+=(pytest)
+    else
+        run_all_tests
+    fi
     if ((${#failed[@]} > 0)); then
         printf '%sfailed:%s %s\n' "$RED" "$PLAIN" "$(IFS=, && echo "${failed[*]}")" >&2
         exit 1

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -144,7 +145,7 @@ class Stack:
         """The environment that `source .reconcile/env` gives a person."""
         lines = (self.state / "env").read_text().splitlines()
         exported = [line.removeprefix("export ").split("=", 1) for line in lines]
-        chosen = {key: value for key, value in exported if key != "PATH"}
+        chosen = {key: shlex.split(value)[0] for key, value in exported if key != "PATH"}
         path = f"{REPOSITORY / '.venv' / 'bin'}:{self.environment['PATH']}"
         return {**self.environment, **chosen, "PATH": path}
 

@@ -149,9 +149,10 @@ def test_a_server_that_is_gone_changes_nothing(stack: Stack, remote: Remote) -> 
     remote.server.delay, remote.server.token = 0.0, "another"
     stack.wait_for(lambda: bool(stack.events("source.unreachable")), "it is noticed", 60)
     assert answer_of(stack, MODEL)[0] == 200
-    assert "problem" in status_json(stack)["source"]
-    assert status_json(stack)["source"]["problem"]
-    remote.server.token = TOKEN
+    try:
+        stack.wait_for(lambda: status_json(stack)["source"]["problem"], "the status says so", 60, pause=1)
+    finally:
+        remote.server.token = TOKEN
     stack.wait_for(lambda: bool(stack.events("source.recovered")), "it is noticed", 60)
     assert TOKEN not in stack.log.read_text()
 
@@ -160,7 +161,7 @@ def test_history_says_which_commit_did_what(stack: Stack, remote: Remote) -> Non
     done = stack.reconcile("history", MODEL, "--output", "json")
     assert done.returncode == 0, done.stderr
     entries = json.loads(done.stdout)["entries"]
-    assert {"add", "front door"} <= {entry["action"] for entry in entries}
+    assert {"add", "front door"} <= {entry["what"] for entry in entries}
     assert all(entry["revision"] for entry in entries)
 
 

@@ -521,7 +521,7 @@ def test_an_application_that_was_deleted_behind_our_back_is_healed(world: World)
     world.delete(world.target("a"))
     world.tick()
     assert show(world.plan()) == ["+ a"]
-    assert "does not run any more" in world.plan().changes[0].cause
+    assert "is gone from Ray Serve, and the reconciler did not remove it" in world.plan().changes[0].cause
     assert converged(world)
     assert world.serves("a")
 
