@@ -1,8 +1,8 @@
 """The rules that the core holds, each by its number in the design, in the simulated world.
 
-1. An invalid file holds its model. 2. What looks like a mistake removes nothing. 3. One declarative writer. 4. A stale
-plan is not applied. 5. Every change has a cause, and planning again after it gives nothing. 6. Backoff belongs to a
-model and a version. 7. A change that arrives while the loop works is seen. 8. Secrets stay where they are.
+1. An invalid file holds its model. 2. What looks like a mistake removes nothing. 3. One declarative writer.
+4. A stale plan is not applied. 5. Every change has a cause, and planning again after it gives nothing. 6. Backoff
+belongs to a model and a version. 7. A change that arrives while the loop works is seen. 8. Secrets go no further.
 """
 
 import json
