@@ -165,6 +165,47 @@ def test_history_says_which_commit_did_what(stack: Stack, remote: Remote) -> Non
     assert all(entry["revision"] for entry in entries)
 
 
+def test_back_to_an_earlier_commit_and_on_with_the_next(stack: Stack, remote: Remote) -> None:
+    """A rollback is declared drift: it is shown, and the next commit of the file ends it."""
+    first = remote.repository.git("rev-list", "--max-parents=0", "HEAD")
+    done = stack.reconcile("rollback", MODEL, "--to", first[:12], "--reason", "the alias confuses people")
+    assert done.returncode == 0, done.stderr
+    stack.wait_for(lambda: answer_of(stack, "chat")[0] == 404, "the alias is gone", 30)
+    assert answer_of(stack, MODEL)[0] == 200
+    plan, _ = stack.plan()
+    assert any("the alias confuses people" in note["text"] for note in plan["notes"]), plan["notes"]
+    weights = stack.state / "demo" / "weights" / "tiny-chat"
+    remote.repository.commit({FILE: model_file(weights, alias="chat", more="description: better\n")})
+    assert stack.reconcile("sync", "--wait").returncode == 0
+    stack.wait_for(lambda: answer_of(stack, "chat")[0] == 200, "the alias is back", 30)
+    assert stack.events("rollback.ended")
+
+
+def test_suspended_models_do_not_follow_their_files(stack: Stack, remote: Remote) -> None:
+    """The plan of a pull request says what a commit would do; while all is suspended it does nothing."""
+    weights = stack.state / "demo" / "weights" / "tiny-chat"
+    assert stack.reconcile("suspend", "--all", "--reason", "a demonstration").returncode == 0
+    remote.repository.git("checkout", "--quiet", "-b", "proposal")
+    changed = model_file(weights, alias="chat").replace("512", "500")
+    remote.repository.commit({FILE: changed}, message="a shorter context")
+    remote.repository.git("checkout", "--quiet", "main")
+    done = stack.reconcile("plan", "--against", "proposal", "--output", "markdown")
+    assert "max_model_len" in done.stdout, done.stderr
+    assert "suspended" in done.stdout
+    starts = len(stack.events("model.start"))
+    remote.repository.git("merge", "--quiet", "proposal")
+    remote.repository.push()
+    assert stack.reconcile("sync").returncode == 0
+    stack.wait_for(lambda: status_json(stack)["models"][0]["sync"] == "held", "it is held", 30, pause=1)
+    assert len(stack.events("model.start")) == starts
+    remote.repository.git("revert", "--no-edit", "HEAD")
+    remote.repository.push()
+    assert stack.reconcile("sync").returncode == 0
+    assert stack.reconcile("resume", "--all").returncode == 0
+    stack.wait_for(lambda: stack.plan()[1] == 0, "everything is as it was", 60, pause=1)
+    assert len(stack.events("model.start")) == starts
+
+
 def processes_of(stack: Stack, condition: Callable[[str], bool]) -> list[psutil.Process]:
     """Processes of the stack's own Ray whose command line meets a condition."""
     run = (stack.state / "ray" / "run-id").read_text().strip()
