@@ -188,6 +188,8 @@ def _load(file: Path) -> SavedPlan:
 def _ask_running(settings: Settings, file: Path, saved: SavedPlan, *, output: str) -> int:
     try:
         outcome = asyncio.run(ask_to_apply(settings.state_dir, saved))
+    except NoLeaseError as error:
+        return no_lease(error)
     except NoReconcilerError as error:
         fail(f"it does not do it: {error}")
     except StaleError as error:

@@ -23,7 +23,8 @@ from reconciler.host.lock import AlreadyRunningError, exclusive
 from reconciler.host.settings import Settings
 from reconciler.loop import service
 from reconciler.loop.lease import NoLeaseError
-from reconciler.loop.running import ask_running
+from reconciler.loop.running import RefusedError, ask_running
+from reconciler.loop.source import check_source
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
 from reconciler.weights.revisions import PinsUnreadableError
 
@@ -62,7 +63,12 @@ def converge(settings: Settings, wishes: Wishes, *, output: str) -> int:
     else:
         show_problems(look.desired.problems)
         show_plan(look.plan, now=look.observed.now, done=True)
-    return exit_code(look.plan, problems=bool(look.desired.problems))
+    code = exit_code(look.plan, problems=bool(look.desired.problems))
+    given = look.desired.provenance
+    if given is None or not given.problem:
+        return code
+    click.echo(f"reconcile: nothing newer than {given.commit.short}: {given.problem}", err=True)
+    return PARTIAL if code == OK else code
 
 
 def no_lease(error: NoLeaseError) -> int:
@@ -76,6 +82,7 @@ def watch(settings: Settings, wishes: Wishes) -> int:
     configure_log(settings)
     try:
         with exclusive(settings.state_dir):
+            check_source(settings)
             settings.remember()
             run_to_end(service.watch(settings, _options(settings, wishes)))
     except AlreadyRunningError as running:
@@ -86,6 +93,11 @@ def watch(settings: Settings, wishes: Wishes) -> int:
 def _ask_running(settings: Settings, wishes: Wishes, *, output: str) -> int:
     try:
         outcome = asyncio.run(ask_running(settings.state_dir, wishes))
+    except RefusedError as error:
+        if not error.lease:
+            fail(str(error))
+        click.echo(f"reconcile: {error}; nothing was changed. `reconcile lock` shows who may write.", err=True)
+        return REFUSED
     except (aiohttp.ClientError, OSError) as error:
         fail(
             f"it does not answer ({error}). It may be another `reconcile` that converges once, or one that waits "

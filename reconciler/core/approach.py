@@ -13,7 +13,7 @@ Because every step is read off the observed state, a reconciler that was killed 
 from dataclasses import replace
 
 from reconciler.core.application import demand_of, with_in_place
-from reconciler.core.diff import in_place_changes
+from reconciler.core.diff import Effect, field_changes, in_place_changes
 from reconciler.core.drift import Deed
 from reconciler.core.overrides import Kind
 from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Resting
@@ -180,7 +180,7 @@ def _keep(turn: Turn, app: Application, target: Target | None) -> None:
     if target is not None and was_changed(turn, app, target):
         config = target.config
         turn.step(Do.UPDATE, target.model, app.name, Deed.CHANGED.of(app.name))
-    elif target is not None and differs_in_place(app, target):
+    elif target is not None and differs_in_place(turn, app, target):
         config = with_in_place(config or {}, target.in_place)
         turn.step(Do.UPDATE, target.model, app.name, "settings that Serve changes without a restart")
     if config is not None:
@@ -232,10 +232,21 @@ def was_changed(turn: Turn, app: Application, target: Target) -> bool:
     return turn.deeds.get(app.name) is Deed.CHANGED and heals(target) and app.config != target.config
 
 
-def differs_in_place(app: Application, target: Target) -> bool:
-    """The deployment's settings differ from what the file wants, in what Serve changes without a restart."""
+def differs_in_place(turn: Turn, app: Application, target: Target) -> bool:
+    """The deployment's settings differ from what the file wants, in what Serve changes without a restart.
+
+    What somebody else changed is left so where the file says `heal: off`, until the file itself asks for more.
+    """
+    if turn.deeds.get(app.name) is Deed.CHANGED and not heals(target) and not _asks_in_place(turn, target):
+        return False
     running: Json = next(iter((app.config or {}).get("deployments", ())), {})
     return bool(in_place_changes(running, target.in_place))
+
+
+def _asks_in_place(turn: Turn, target: Target) -> bool:
+    record = turn.record(target.model)
+    changes = field_changes(record.spec, target.fields) if record is not None else ()
+    return any(change.effect is Effect.IN_PLACE for change in changes)
 
 
 def _bring(turn: Turn, target: Target, live: list[Application]) -> None:

@@ -58,7 +58,7 @@ def _describe_running(turn: Turn, target: Target, app: Application, record: Reco
         for change in (_changes(record, target) if record is not None else ())
     )
     cause = f"{target.file} changed"
-    if differs_in_place(app, target):
+    if differs_in_place(turn, app, target):
         running: Json = next(iter((app.config or {}).get("deployments", ())), {})
         in_place = tuple(change for change in fields if change.effect is Effect.IN_PLACE)
         shown = fields if in_place else (*fields, *in_place_changes(running, target.in_place))

@@ -33,7 +33,7 @@ class Drift:
     Attributes:
         model: Its model.
         healed: It is put right; else it is only reported.
-        missed: It should be there.
+        missed: It is not as it should be.
     """
 
     model: str
@@ -44,15 +44,19 @@ class Drift:
 
     @property
     def over(self) -> bool:
-        """It is gone, and need not be there."""
-        return self.deed is Deed.DELETED and not self.missed
+        """There is nothing to put right."""
+        return not self.missed
 
     @property
     def text(self) -> str:
         """In words."""
-        return self.deed.of(self.application) + (
-            "; it is put right" if self.healed else "; it is left so" if self.missed else "; it need not be there"
-        )
+        if self.healed:
+            end = "it is put right"
+        elif self.missed:
+            end = "it is left so"
+        else:
+            end = "it need not be there" if self.deed is Deed.DELETED else "it is as its file wants it"
+        return f"{self.deed.of(self.application)}; {end}"
 
 
 def digest_of(config: Json) -> str:

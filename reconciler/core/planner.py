@@ -148,7 +148,8 @@ def _plan_suspended(turn: Turn, target: Target, otherwise: Want) -> None:
     model, why = target.model, turn.wants[target.model].why
     turn.hold(turn.live.get(model, []))
     change = describe(turn, target)
-    if model not in turn.live and otherwise.wish is not Wish.UP:
+    rests = otherwise.wish in (Wish.REST, Wish.SLEEP) and turn.routed(model) is None
+    if rests or (model not in turn.live and otherwise.wish is not Wish.UP):
         turn.resting.append(Resting(model, why, target.file, on_request=False))
     elif change is not None:
         reason = f"{why}; else: {change.action.value}, because {change.cause}"
@@ -281,7 +282,11 @@ def _drifted(turn: Turn, suspended: Collection[str]) -> tuple[Drift, ...]:
             if deed is None:
                 continue
             healed = heals(target) and model not in suspended and name == target.application
-            missed = deed is Deed.CHANGED or turn.wants[model].wish is Wish.UP or model in suspended
+            app = turn.observed.applications.get(name)
+            # Changed to what its file asks for meanwhile: by another reconciler, or by hand before the commit.
+            as_wanted = name == target.application and app is not None and app.config == target.config
+            needed = turn.wants[model].wish is Wish.UP or model in suspended
+            missed = not as_wanted if deed is Deed.CHANGED else needed
             found.append(Drift(model, name, deed, healed=healed and missed, missed=missed))
     return tuple(found)
 

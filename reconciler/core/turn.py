@@ -11,6 +11,7 @@ from reconciler.core.placement import Ledger
 from reconciler.core.plan import Change, Do, Held, Refusal, Resting, Step
 from reconciler.core.spec import parse_duration
 from reconciler.core.state import Application, Demand, Json, Observed, Record, Status, coming_up, homes_of
+from reconciler.core.suspension import suspension_of
 from reconciler.core.target import Target
 from reconciler.core.want import Want
 
@@ -95,7 +96,7 @@ class Turn:
                 self.leaving.add(app.name)
             else:
                 self.live.setdefault(app.model, []).append(app)
-                self._loading += coming_up(app) or self._proves_itself(app)
+                self._loading += self._takes_slot(app)
         self.deeds: dict[str, Deed] = deeds(self.observed.left, self.observed.applications)
         """What was done behind our back, by application."""
         self.memory = MemoryLedger(self.observed)
@@ -276,6 +277,12 @@ class Turn:
                 self.step(Do.DRAIN, app.model or "", app.name, self._drain_state(app))
 
     # --- helpers ----------------------------------------------------------------------------------------
+
+    def _takes_slot(self, app: Application) -> bool:
+        # A suspended model may stay half way for days; others are not to wait for it.
+        if suspension_of(self.observed.suspensions, app.model or "", self.observed.now) is not None:
+            return False
+        return coming_up(app) or self._proves_itself(app)
 
     def _proves_itself(self, app: Application) -> bool:
         # Up, but its first request decides. Until then nothing else is interrupted for a load of its own.

@@ -213,7 +213,9 @@ class Settings(BaseSettings):
             }
             | {"models_dir": self.models_dir.absolute(), "hub_cache": self.hub_cache_folder}
         )
-        write_atomic(self.state_dir / _RUNNING_FILE, absolute.model_dump_json(exclude_unset=True))
+        write_atomic(
+            self.state_dir / _RUNNING_FILE, absolute.model_dump_json(exclude_unset=True, exclude={"notify_url"})
+        )
 
 
 def load(**options: Any) -> Settings:  # noqa: ANN401 -- the fields of Settings

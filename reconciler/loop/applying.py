@@ -8,6 +8,7 @@ import aiohttp
 from reconciler.core.plan_json import plan_to_json
 from reconciler.core.saved_plan import SavedPlan, saved_to_text, stale
 from reconciler.core.turn import Options
+from reconciler.loop.lease import NoLeaseError
 from reconciler.loop.loop import Look, Loop
 from reconciler.loop.running import CONTROL_SOCKET, NoReconcilerError
 
@@ -47,7 +48,7 @@ async def apply_now(loop: Loop, saved: SavedPlan, options: Options) -> Look:
         StaleError: It is not.
         ServeUnreachableError: The cluster could not be observed.
     """
-    check(saved, await loop.look())
+    check(saved, await loop.look_apart())
     return await loop.reconcile_now(options)
 
 
@@ -75,6 +76,8 @@ async def ask_to_apply(state_dir: Path, saved: SavedPlan) -> dict[str, Any]:
         raise NoReconcilerError(_ANOTHER_VERSION)
     if answer.status == CONFLICT and isinstance(found.get("stale"), list):
         raise StaleError(tuple(str(reason) for reason in found["stale"]))
+    if found.get("lease") is True:
+        raise NoLeaseError(str(found.get("error")))
     if answer.status != _OK:
         raise NoReconcilerError(str(found.get("error")))
     return found

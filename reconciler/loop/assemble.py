@@ -147,7 +147,8 @@ async def assembled(
             serve_url=serve_url,
             first_put={
                 "proxy_location": "HeadOnly",
-                "http_options": {"host": settings.serve_host, "port": settings.serve_port},
+                # Where the edge and the probes look for it, also after Serve was lost with its head.
+                "http_options": {"host": settings.serve_host, "port": port},
             },
             probe_timeout=settings.probe_timeout,
             weights=weights,

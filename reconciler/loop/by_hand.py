@@ -8,7 +8,7 @@ from typing import Any
 from reconciler.activator.directory import Directory
 from reconciler.core.overrides import Kind, OverrideError, in_words
 from reconciler.core.spec import Policy
-from reconciler.core.suspension import ALL, Suspension
+from reconciler.core.suspension import ALL, Suspension, suspension_of
 from reconciler.core.suspension import in_words as suspension_in_words
 from reconciler.core.target import Target
 from reconciler.loop.loop import Loop
@@ -28,6 +28,13 @@ class CommandRefusedError(Exception):
         super().__init__(reason)
         self.status = status
         self.near = near
+
+
+class NoLeaseHereError(CommandRefusedError):
+    """The reconciler that runs may not write to the cluster; the message says who may."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(UNAVAILABLE, reason)
 
 
 class ByHand:
@@ -70,6 +77,7 @@ class ByHand:
         if target is None:
             near = self._directory().near(name)
             raise CommandRefusedError(NOT_FOUND, f"no valid model file declares {name[:_LONGEST_NAME]!r}", near)
+        self._must_not_be_suspended(kind, target.model)
         policy = target.spec.lifecycle.policy
         window = self._loop.last.observed.windows.get(target.model)
         if window is not None and window.open and kind in (Kind.UNLOAD, Kind.UNPIN):
@@ -162,6 +170,13 @@ class ByHand:
         everything = any(each.model == ALL for each in self._suspensions.active())
         hint = "; all models are, and `reconcile resume --all` ends that" if everything else ""
         raise CommandRefusedError(CONFLICT, f"{model} itself is not suspended{hint}")
+
+    def _must_not_be_suspended(self, kind: Kind, model: str) -> None:
+        now = time.time()
+        held = suspension_of(self._suspensions.active(), model, now)
+        if held is not None and kind in (Kind.LOAD, Kind.UNLOAD):
+            words = suspension_in_words(held, now)
+            raise CommandRefusedError(CONFLICT, f"{model}: {words}; `reconcile resume` comes first")
 
     def _known(self, name: str) -> str:
         """The model of that name, alias or adapter: one that is declared, or that runs."""

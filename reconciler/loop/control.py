@@ -26,6 +26,7 @@ from reconciler.loop.by_hand import (
     UNAVAILABLE,
     ByHand,
     CommandRefusedError,
+    NoLeaseHereError,
 )
 from reconciler.loop.lease import Keeper
 from reconciler.loop.loop import Loop
@@ -121,6 +122,7 @@ class _Answers:
             max_loads=self._loop.options.max_loads,
         )
         self._must_write()
+        await self._sync()  # Who asks by hand asks for what is wanted now.
         look = await _while_asked(request, self._loop.reconcile_now(options))
         problems = [str(problem) for problem in look.desired.problems]
         return JSONResponse({"plan": plan_to_json(look.plan), "problems": problems})
@@ -165,7 +167,7 @@ class _Answers:
 
     def _must_write(self) -> None:
         if not self._lease.holds():
-            raise CommandRefusedError(UNAVAILABLE, self._lease.why_not())
+            raise NoLeaseHereError(self._lease.why_not())
 
     async def sync_now(self, _: Request) -> JSONResponse:
         return JSONResponse(await self._sync())
@@ -208,5 +210,7 @@ async def _while_asked(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 async def _refuse(_: Request, refused: Exception) -> JSONResponse:
     assert isinstance(refused, CommandRefusedError)
-    near = {"near": list(refused.near)} if refused.status == NOT_FOUND else {}
-    return JSONResponse({"error": str(refused), **near}, status_code=refused.status)
+    more: dict[str, object] = {"near": list(refused.near)} if refused.status == NOT_FOUND else {}
+    if isinstance(refused, NoLeaseHereError):
+        more["lease"] = True
+    return JSONResponse({"error": str(refused), **more}, status_code=refused.status)

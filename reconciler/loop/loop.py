@@ -103,6 +103,7 @@ class Loop:
         self._woken = asyncio.Event()
         self._settled = asyncio.Condition()
         self._asked = asyncio.Lock()
+        self._one_look = asyncio.Lock()
         self._turns = 0
         self.options = options
         self.last: Look | None = None
@@ -148,8 +149,17 @@ class Loop:
         rolled_back = rollback_notes(self._rollbacks.active(), observed.now)
         return Look(desired, observed, replace(plan, notes=plan.notes + rolled_back))
 
+    async def look_apart(self) -> Look:
+        """For another task than the loop's own: look between two turns, not in the middle of one."""
+        async with self._one_look:
+            return await self.look()
+
     async def turn(self, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:
         """One turn: observe, plan, act."""
+        async with self._one_look:
+            return await self._turn(actor, front_door, reporter)
+
+    async def _turn(self, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:
         look = await self.look()
         # Whatever is logged from here on, by what this turn starts too, says of which revision it is.
         structlog.contextvars.bind_contextvars(revision=look.desired.revision)
@@ -259,7 +269,8 @@ class Loop:
         assert self._parsed is not None
         snapshot = self._parsed[0]
         self._journal.note(look.desired, look.observed, look.plan, snapshot, self._rollbacks.active())
-        self.seen(look.desired, look.plan)
+        if not self._rollbacks.active():  # Else what is served is not what the revision says.
+            self.seen(look.desired, look.plan)
         self._time_loads(look)
         # On a busy machine some model comes or goes at any time.
         if look.plan.done and not look.desired.unreadable:

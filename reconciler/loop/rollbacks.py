@@ -44,6 +44,8 @@ FILE = "rollbacks.json"
 _ROWS = TypeAdapter(list[Rollback])
 _BAD_REQUEST, _NOT_FOUND, _CONFLICT, _FAULT = 400, 404, 409, 500
 _LONGEST_NAME = 500
+_ANSWER_SECONDS = 600.0
+"""A revision of a repository may have to be fetched first."""
 _MAX_COMPARED = 64
 
 
@@ -329,7 +331,7 @@ async def ask_rollback(state_dir: Path, asked: RollbackAsked) -> RollbackGiven:
         NoReconcilerError: None answers.
         RefusedError: It says no.
     """
-    answer = await ask(state_dir, "POST", "/rollback", asked.model_dump())
+    answer = await ask(state_dir, "POST", "/rollback", asked.model_dump(), seconds=_ANSWER_SECONDS)
     try:
         return TypeAdapter(RollbackGiven).validate_python(answer)
     except ValidationError as error:

@@ -17,7 +17,7 @@ from reconciler.weights.store import WeightStore
 CONTROL_SOCKET = "control.sock"
 _ANSWER_SECONDS = 30.0
 """A command is answered at once, but the loop may be in the middle of weighing a hundred models."""
-_OK = 200
+_OK, _UNAVAILABLE = 200, 503
 _SYNC_SECONDS = 600.0
 """A look fetches; what it fetches is capped in time by the source itself."""
 _ANOTHER_VERSION = "the reconciler that runs here is of another version; restart it"
@@ -32,11 +32,13 @@ class RefusedError(RuntimeError):
 
     Attributes:
         near: Names of models that were perhaps meant, where the one that was given is not declared.
+        lease: It may not write to the cluster, because another one does.
     """
 
-    def __init__(self, reason: str, near: tuple[str, ...] = ()) -> None:
+    def __init__(self, reason: str, near: tuple[str, ...] = (), *, lease: bool = False) -> None:
         super().__init__(reason)
         self.near = near
+        self.lease = lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ async def ask_running(state_dir: Path, wishes: Wishes) -> dict[str, object]:
 
     Raises:
         aiohttp.ClientError: It does not answer.
+        RefusedError: It says no; `lease` where another one may write to the cluster.
     """
     connector = aiohttp.UnixConnector(str(state_dir / CONTROL_SOCKET))
     timeout = aiohttp.ClientTimeout(total=None)
@@ -131,6 +134,9 @@ async def ask_running(state_dir: Path, wishes: Wishes) -> dict[str, object]:
         aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
         session.post("http://reconciler/reconcile", json=asdict(wishes)) as answer,
     ):
+        if answer.status == _UNAVAILABLE:
+            refused = await answer.json()
+            raise RefusedError(str(refused.get("error")), lease=refused.get("lease") is True)
         answer.raise_for_status()
         outcome: dict[str, object] = await answer.json()
         return outcome

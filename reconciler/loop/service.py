@@ -111,58 +111,63 @@ async def watch(settings: Settings, options: Options) -> None:
     running = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(number, stop.set)
-    async with _with_patience(settings, options) as parts:
-        parts.lease.start()
-        if not await _until_held(parts.lease, stop):
+    async with _with_patience(settings, options, stop) as parts:
+        if parts is None:
             return
-        await parts.activator.start()
-        ray_head = RayHead(settings.ray_start_command, parts.loop.wake)
-        parts.loop.ray_missing, parts.loop.ray_answers = ray_head.missing, ray_head.answers
-        scheduler = _schedule(parts, settings)
-        polling = _poll(parts, settings, scheduler)
-        write_back = make_write_back(settings)
-        if write_back is not None:
-            parts.loop.seen = write_back.see
-        by_hand = ByHand(parts.loop, parts.overrides, parts.suspensions, lambda: parts.activator.directory)
-        parts.activator.command = by_hand.command
-        front = parts.edge.asgi(parts.activator.asgi)
-        if polling is not None and settings.hook_secret_path is not None:
-            front = hook_app(front, settings.hook_secret_path, settings.git_ref, polling.look_soon)
-        socket = settings.state_dir / CONTROL_SOCKET
-        sync = functools.partial(answer_sync, polling, parts.source.read)
-        rollback = RollbackHand(parts.rollbacks, Versions(settings.state_dir), parts.source.read, at(parts.source))
-        control = control_app(parts.loop, parts.weights, by_hand, rollback=rollback, sync=sync, lease=parts.lease)
-        tasks = [
-            asyncio.create_task(
-                serve(front, "127.0.0.1", settings.activator_port, on_stop=parts.activator.stop_holding)
-            ),
-            asyncio.create_task(serve_unix(control, socket)),
-            asyncio.create_task(parts.overrides.watch()),
-            asyncio.create_task(_prepare()),
-            asyncio.create_task(_take_turns(parts, polling, settings.resync_interval)),
-        ]
-        if polling is None:
-            tasks.append(asyncio.create_task(watch_folder(settings.models_dir, parts.loop.wake)))
-        log.info(
-            "reconciler.started",
-            models=parts.source.place,
-            front_door=f"http://{settings.listen_host}:{settings.listen_port}/v1",
-        )
-        stopping = asyncio.create_task(stop.wait())
-        done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        if polling is not None:
-            await polling.close()
-        scheduler.shutdown(wait=False)
-        for task in (stopping, *tasks):
-            task.cancel()
-        await asyncio.gather(stopping, *tasks, return_exceptions=True)
-        await parts.activator.close()
-        await ray_head.close()
-        if write_back is not None:
-            await write_back.close()
-        log.info("reconciler.stopped", note="models go on serving")
-        for task in done - {stopping}:
-            task.result()
+        parts.lease.start()
+        if await _until_held(parts.lease, stop):
+            await _serve_until(stop, parts, settings)
+
+
+async def _serve_until(stop: asyncio.Event, parts: Parts, settings: Settings) -> None:
+    await parts.activator.start()
+    ray_head = RayHead(settings.ray_start_command, parts.loop.wake)
+    parts.loop.ray_missing, parts.loop.ray_answers = ray_head.missing, ray_head.answers
+    scheduler = _schedule(parts, settings)
+    polling = _poll(parts, settings, scheduler)
+    write_back = make_write_back(settings)
+    if write_back is not None:
+        parts.loop.seen = write_back.see
+    by_hand = ByHand(parts.loop, parts.overrides, parts.suspensions, lambda: parts.activator.directory)
+    parts.activator.command = by_hand.command
+    front = parts.edge.asgi(parts.activator.asgi)
+    if polling is not None and settings.hook_secret_path is not None:
+        front = hook_app(front, settings.hook_secret_path, settings.git_ref, polling.look_soon)
+    socket = settings.state_dir / CONTROL_SOCKET
+    sync = functools.partial(answer_sync, polling, parts.source.read)
+    rollback = RollbackHand(parts.rollbacks, Versions(settings.state_dir), parts.source.read, at(parts.source))
+    control = control_app(parts.loop, parts.weights, by_hand, rollback=rollback, sync=sync, lease=parts.lease)
+    tasks = [
+        asyncio.create_task(
+            serve(front, "127.0.0.1", settings.activator_port, on_stop=parts.activator.stop_holding)
+        ),
+        asyncio.create_task(serve_unix(control, socket)),
+        asyncio.create_task(parts.overrides.watch()),
+        asyncio.create_task(_prepare()),
+        asyncio.create_task(_take_turns(parts, polling, settings.resync_interval)),
+    ]
+    if polling is None:
+        tasks.append(asyncio.create_task(watch_folder(settings.models_dir, parts.loop.wake)))
+    log.info(
+        "reconciler.started",
+        models=parts.source.place,
+        front_door=f"http://{settings.listen_host}:{settings.listen_port}/v1",
+    )
+    stopping = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    if polling is not None:
+        await polling.close()
+    scheduler.shutdown(wait=False)
+    for task in (stopping, *tasks):
+        task.cancel()
+    await asyncio.gather(stopping, *tasks, return_exceptions=True)
+    await parts.activator.close()
+    await ray_head.close()
+    if write_back is not None:
+        await write_back.close()
+    log.info("reconciler.stopped", note="models go on serving")
+    for task in done - {stopping}:
+        task.result()
 
 
 def _schedule(parts: Parts, settings: Settings) -> AsyncIOScheduler:
@@ -220,21 +225,24 @@ async def _prepare() -> None:
 
 
 @contextlib.asynccontextmanager
-async def _with_patience(settings: Settings, options: Options) -> AsyncIterator[Parts]:
-    """Assembled, however long Ray takes to answer: one who watches also waits."""
+async def _with_patience(settings: Settings, options: Options, stop: asyncio.Event) -> AsyncIterator[Parts | None]:
+    """Assembled, however long Ray takes to answer: one who watches also waits. None where we are told to stop."""
     async with contextlib.AsyncExitStack() as stack:
         complaint = ""
         ray_head = RayHead(settings.ray_start_command, lambda: None)
-        while True:
+        parts: Parts | None = None
+        while parts is None and not stop.is_set():
             try:
                 parts = await stack.enter_async_context(assembled(settings, options, with_activator=True))
-                break
             except ServeUnreachableError as error:
                 if str(error) != complaint:
                     log.warning("turn.failed", reason=str(error))
                 complaint = str(error)
                 ray_head.missing()
-                await asyncio.sleep(2)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), 2)
+        if parts is None:
+            await ray_head.close()
         yield parts
 
 

@@ -32,6 +32,12 @@ def make_source(settings: Settings) -> Source:
     return make_git(settings) if settings.source == "git" else FolderSource(settings.models_dir)
 
 
+def check_source(settings: Settings) -> None:
+    """Raise SourceSettingsError where a source, or who is told of it, cannot be meant so."""
+    make_source(settings)
+    make_write_back(settings)
+
+
 def make_git(settings: Settings) -> GitSource:
     """The git source.
 

@@ -137,7 +137,7 @@ class GitSource:
             return
         revision, files = loaded
         try:
-            revision = await self._trusted(revision, Found(current.ref, current.ref_id))
+            revision = await self._trusted(revision, Found(current.ref, current.ref_id), keep=False)
         except (GitError, OSError) as error:
             self._nothing = str(error)
             return
@@ -241,14 +241,15 @@ class GitSource:
         signed_by = await self._verify(found, commit) if verified else ""
         return found, commit, signed_by, await export(remote, self._store, self._target(commit))
 
-    async def _trusted(self, revision: Revision, found: Found) -> Revision:
-        """The revision, its signature checked again where others are trusted now."""
+    async def _trusted(self, revision: Revision, found: Found, *, keep: bool = True) -> Revision:
+        """The revision, its signature checked again where others are trusted now; noted on disk for `keep`."""
         trust = await asyncio.to_thread(self._trust.digest)
         if trust in ("no", revision.trust):
             return revision
         signed_by = await self._verify(found, revision.commit)
         revision = replace(revision, trust=trust, signed_by=signed_by)
-        await asyncio.to_thread(self._store.annotate, revision)
+        if keep:
+            await asyncio.to_thread(self._store.annotate, revision)
         return revision
 
     async def _verify(self, found: Found, commit: Commit) -> str:

@@ -128,3 +128,40 @@ def test_how_things_were_left_survives_a_restart(tmp_path: Path) -> None:
     assert again.left == {target.application: digest_of(target.config)}
     (tmp_path / "left.json").write_text(json.dumps([1]))
     assert Memory(tmp_path).left == {}
+
+
+def test_a_setting_that_serve_changes_in_place_is_left_too_where_the_file_says_so() -> None:
+    files = desired(heal="off")
+    target = files.targets["a"]
+    config = copy.deepcopy(target.config)
+    config["deployments"][0]["max_ongoing_requests"] = 3
+    found = plan(files, app_of(target, config))
+    assert [(each.deed, each.healed) for each in found.drift] == [(Deed.CHANGED, False)]
+    assert (found.changes, found.applications) == ((), None)
+
+
+def test_a_change_to_what_the_file_asks_for_is_said_once(tmp_path: Path) -> None:
+    """By hand before the commit, or by another reconciler meanwhile."""
+    files = desired()
+    target = files.targets["a"]
+    observed = Observed(
+        applications={target.application: app_of(target)},
+        routes={"a": target.application},
+        records={"a": Record("a", target.file, target.application, target.fields)},
+        left={target.application: "another"},
+        ready=frozenset({target.application}),
+    )
+    found = make_plan(files, observed)
+    (drift,) = found.drift
+    assert (drift.healed, drift.over) == (False, True)
+    assert drift.text.endswith("it is as its file wants it")
+    assert not found.steps
+
+
+def test_what_was_changed_has_to_answer_anew(tmp_path: Path) -> None:
+    target = desired().targets["a"]
+    memory = Memory(tmp_path)
+    memory.see({target.application: app_of(target)}, {})
+    memory.answered(target.application)
+    memory.see({target.application: app_of(target, changed(target))}, {})
+    assert not memory.ready

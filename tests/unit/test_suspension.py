@@ -1,6 +1,7 @@
 """Suspended models stay as they are: what the planner makes of it, how it is kept, and the commands."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from reconciler.core.desired import Desired, Snapshot, compile_desired
 from reconciler.core.plan import HeldKind, Plan
 from reconciler.core.planner import make_plan
 from reconciler.core.render import Renderer
-from reconciler.core.state import Application, Observed, Record, Status, Waiting
+from reconciler.core.state import Application, Observed, Record, Replica, Status, Waiting
 from reconciler.core.suspension import ALL, Suspension, in_words, suspension_of
 from reconciler.core.target import Platform
 from reconciler.host.templates import read_template
@@ -183,3 +184,32 @@ def test_commands_hold_for_the_next_reconciler(tmp_path: Path) -> None:
 def test_a_model_or_all(tmp_path: Path, args: list[str]) -> None:
     code, text = run(tmp_path, "suspend", *args)
     assert (code, "or --all" in text) == (2, True)  # 1 through the program's own entry point
+
+
+def test_a_load_that_is_suspended_half_way_keeps_nobody_from_loading() -> None:
+    """It comes up, and is not probed: it would count as a load for as long as it is suspended."""
+    apps = up(OLD, "a")
+    observed = Observed(
+        applications={name: replace(app, replicas=(Replica("r", "RUNNING"),)) for name, app in apps.items()},
+        suspensions=(Suspension("a", NOW),),
+        now=NOW,
+    )
+    found = make_plan(OLD, observed)
+    assert OLD.targets["b"].application in (found.applications or {})
+
+
+def test_a_suspended_model_that_drains_is_at_rest_not_held() -> None:
+    apps = up(OLD, "c")
+    target = OLD.targets["c"]
+    observed = Observed(
+        applications=apps,
+        records={"c": Record("c", target.file, target.application, target.fields)},
+        idle_seconds={target.application: 1e6},
+        up_seconds={target.application: 1e6},
+        suspensions=(Suspension("c", NOW),),
+        now=NOW,
+    )
+    found = make_plan(OLD, observed)
+    assert "c" in {resting.model for resting in found.resting}
+    assert "c" not in {held.model for held in found.held}
+    assert found.applications is None or target.application in found.applications
