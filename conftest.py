@@ -2,8 +2,13 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import structlog
+
+# The end-to-end tests run beside the others: how long one example takes says nothing.
+hypothesis.settings.register_profile("beside", deadline=None)
+hypothesis.settings.load_profile("beside")
 
 
 @pytest.fixture(autouse=True)

@@ -537,7 +537,8 @@ write_environment() {
 run_all_tests() {
     local others=$STATE/tests.log pid
     say "${BOLD}\$ pytest -m 'not e2e'${PLAIN} (in the background; its output follows)"
-    nice pytest -m 'not e2e' > "$others" 2>&1 &
+    # What a script starts in the background ignores Ctrl-C, and so would what the tests start.
+    nice env --default-signal=INT pytest -m 'not e2e' > "$others" 2>&1 &
     pid=$!
     say "${BOLD}\$ pytest -m e2e${PLAIN}"
     pytest -m e2e || failed+=("pytest -m e2e")

@@ -183,12 +183,12 @@ async def test_progress_is_told_while_it_goes(kit: Kit) -> None:
     moving = [state for state in seen if state.phase is Phase.FETCHING and state.rate > 0]
     assert moving
     assert {state.total for state in moving} == {total}
-    assert all(state.seconds_left is not None and state.seconds_left < 60 for state in moving)
+    assert all(state.seconds_left is not None and 0 <= state.seconds_left < 3600 for state in moving)
     assert [state.done for state in moving] == sorted(state.done for state in moving)
     assert {file.path for file in moving[-1].files} == set(expected(FILES))
     files = [file for state in moving for file in state.files if file.phase is Phase.FETCHING and file.rate > 0]
     assert {file.path for file in files} == set(SHARDS)
-    assert all(file.seconds_left is not None and 0 <= file.seconds_left < 60 for file in files)
+    assert all(file.seconds_left is not None and 0 <= file.seconds_left < 3600 for file in files)
     await store.close()
 
 
