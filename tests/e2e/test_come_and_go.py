@@ -16,7 +16,7 @@ import pytest
 from asking import Answer, RoundRobin, ask, ask_all, failures, order, status_of
 from stack import LOAD_SECONDS, Stack, running_stack, second_edge
 
-MINUTES = float(os.environ.get("RECONCILE_E2E_MINUTES", "2"))
+MINUTES = float(os.environ.get("RECONCILE_E2E_MINUTES", "1"))
 """How long the round robin goes on."""
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800 + MINUTES * 60)]
