@@ -424,16 +424,9 @@ def shell() -> Iterator[Any]:
         process.communicate()  # Its input ends, and with that all that it started.
 
 
-# Its child is a shell that starts a child in turn, like an engine and its worker; both end with their input.
-_TREE = "sh -c 'sh -c \"echo \\$\\$; cat\" <&3' 3<&0 &\nwait\n"
-
-
-def whose(pid: int) -> bool | None:
-    """`process_is_rays`, of one that has just been started: while it becomes another program nobody can tell."""
-    deadline = time.monotonic() + 10
-    while (found := process_is_rays(pid)) is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return found
+# Its child is a shell that starts a child in turn, like an engine and its worker; both end with their input. What
+# a shell starts in the background has none of its own, so it is kept under another number before.
+_TREE = "exec 3<&0\nsh -c 'sh -c \"echo \\$\\$; cat\" <&3' &\nwait\n"
 
 
 def test_what_a_raylet_started_is_rays_at_any_depth(tmp_path: Path, shell: Any) -> None:
@@ -443,10 +436,10 @@ def test_what_a_raylet_started_is_rays_at_any_depth(tmp_path: Path, shell: Any) 
         file.chmod(0o755)
     process, grandchild = shell(str(raylet))
     assert grandchild != process.pid
-    assert whose(process.pid) is True
-    assert whose(grandchild) is True
+    assert process_is_rays(process.pid) is True
+    assert process_is_rays(grandchild) is True
     process, grandchild = shell(str(script))
-    assert whose(grandchild) is False
+    assert process_is_rays(grandchild) is False
     assert process_is_rays(1) is False
 
 
@@ -458,7 +451,7 @@ def test_an_orphan_of_rays_still_has_its_name(shell: Any) -> None:
         assert process_is_rays(process.pid) is True, name
     # vLLM's names are the thread's as well, and that is all that a child finds of its parent.
     process, child = shell(
-        "sh", "-c", "printf VLLM::EngineCore > /proc/$$/comm; " + _TREE.replace("&\nwait\n", "")
+        "sh", "-c", "printf VLLM::EngineCore > /proc/$$/comm; " + _TREE.replace(" &\nwait\n", "")
     )
     assert process_is_rays(child) is True
     process, _ = shell("bash", "-c", "echo $$; exec -a 'python xray::y' cat")
