@@ -430,7 +430,7 @@ _TREE = "exec 3<&0\nsh -c 'sh -c \"echo \\$\\$; cat\" <&3' &\nwait\n"
 
 
 def whose(pid: int) -> bool | None:
-    """`process_is_rays`, of one that was started a moment ago: while it becomes another program nobody can tell."""
+    """`process_is_rays`, of one that was just started: while it becomes another program nobody can tell."""
     deadline = time.monotonic() + 10
     while (found := process_is_rays(pid)) is None and time.monotonic() < deadline:
         time.sleep(0.01)
