@@ -8,8 +8,10 @@ import click
 from pydantic import ValidationError
 
 from reconciler.core.plan import Plan
+from reconciler.core.rollback import RollbackError
 from reconciler.host import log as logging
 from reconciler.host.settings import Settings, load
+from reconciler.loop.running import RefusedError
 from reconciler.loop.weights import make_weights
 from reconciler.weights.revisions import PinsUnreadableError
 from reconciler.weights.store import WeightStore
@@ -28,6 +30,19 @@ def fail(message: str) -> NoReturn:
     """Say what is wrong and exit 1."""
     click.echo(f"reconcile: {message}", err=True)
     sys.exit(ERROR)
+
+
+def with_near(error: RefusedError | RollbackError) -> str:
+    """Why something is refused, and which names were perhaps meant."""
+    return f"{error}; did you mean {' or '.join(error.near)}?" if error.near else str(error)
+
+
+def no_answer(error: Exception) -> NoReturn:
+    """The reconciler that runs in the state directory does not answer: say so and exit 1."""
+    fail(
+        f"the reconciler that runs here does not answer: {error}. It may be a `reconcile` that converges "
+        "once, or one that waits for Ray: try again when it is done"
+    )
 
 
 def configure_log(settings: Settings) -> None:

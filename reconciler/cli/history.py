@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from reconciler.cli.common import OK, fail, quiet
+from reconciler.cli.common import OK, fail, no_answer, quiet, with_near
 from reconciler.cli.show import console, print_json
 from reconciler.core.journal_entry import ACTIONS, By, Entry, Outcome, moment
 from reconciler.core.rollback import ALL, RollbackError, short
@@ -211,11 +211,8 @@ def _carry_out(settings: Settings, asked: RollbackAsked) -> RollbackGiven:
             hand = RollbackHand(store, versions, source.read, at(source))
             return asyncio.run(hand.carry_out(asked))
     except (RollbackError, RefusedError) as error:
-        fail(f"{error}; did you mean {' or '.join(error.near)}?" if error.near else str(error))
+        fail(with_near(error))
     except (NoReconcilerError, AlreadyRunningError) as error:
-        fail(
-            f"the reconciler that runs here does not answer: {error}. It may be a `reconcile` that converges "
-            "once, or one that waits for Ray: try again when it is done"
-        )
+        no_answer(error)
     except OSError as error:
         fail(f"the command could not be written down: {error}")

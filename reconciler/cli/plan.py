@@ -11,7 +11,7 @@ import click
 from reconciler import __version__
 from reconciler.cli.common import OK, PARTIAL, PENDING, REFUSED, configure_log, exit_code, fail, quiet
 from reconciler.cli.progress import download_bars
-from reconciler.cli.run import no_lease, run_to_end
+from reconciler.cli.run import no_lease, run_to_end, show_outcome
 from reconciler.cli.show import print_json, show_plan, show_problems
 from reconciler.cli.show_difference import show_difference
 from reconciler.core.desired import Desired, Snapshot, compile_desired
@@ -108,12 +108,7 @@ def apply(settings: Settings, file: Path, *, output: str) -> int:
         return _ask_running(settings, file, saved, output=output)
     except StaleError as error:
         return _refused(file, saved, error, output=output)
-    if output == "json":
-        print_json({"plan": plan_to_json(look.plan), "problems": [str(p) for p in look.desired.problems]})
-    else:
-        show_problems(look.desired.problems)
-        show_plan(look.plan, now=look.observed.now, done=True)
-    return exit_code(look.plan, problems=bool(look.desired.problems))
+    return show_outcome(look, output=output)
 
 
 async def _look(settings: Settings, against: str | None) -> tuple[Snapshot, Look]:

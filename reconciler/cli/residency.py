@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from reconciler.activator.directory import ModelState
-from reconciler.cli.common import OK, PARTIAL, fail
+from reconciler.cli.common import OK, PARTIAL, fail, with_near
 from reconciler.cli.show import console, print_json
 from reconciler.core.overrides import Kind
 from reconciler.core.spec import parse_duration
@@ -87,7 +87,7 @@ def _run(settings: Settings, work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except RefusedError as error:
-        fail(f"{error}; did you mean {' or '.join(error.near)}?" if error.near else str(error))
+        fail(with_near(error))
     except NoReconcilerError as error:
         pid = holder(settings.state_dir)
         if pid is None:

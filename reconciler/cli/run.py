@@ -23,6 +23,7 @@ from reconciler.host.lock import AlreadyRunningError, exclusive
 from reconciler.host.settings import Settings
 from reconciler.loop import service
 from reconciler.loop.lease import NoLeaseError
+from reconciler.loop.loop import Look
 from reconciler.loop.running import RefusedError, ask_running
 from reconciler.loop.source import check_source
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
@@ -58,17 +59,22 @@ def converge(settings: Settings, wishes: Wishes, *, output: str) -> int:
     except AlreadyRunningError as running:
         click.echo(f"A reconciler is running here (process {running.pid}); it is asked to do it.", err=True)
         return _ask_running(settings, wishes, output=output)
-    if output == "json":
-        print_json({"plan": plan_to_json(look.plan), "problems": [str(p) for p in look.desired.problems]})
-    else:
-        show_problems(look.desired.problems)
-        show_plan(look.plan, now=look.observed.now, done=True)
-    code = exit_code(look.plan, problems=bool(look.desired.problems))
+    code = show_outcome(look, output=output)
     given = look.desired.provenance
     if given is None or not given.problem:
         return code
     click.echo(f"reconcile: nothing newer than {given.commit.short}: {given.problem}", err=True)
     return PARTIAL if code == OK else code
+
+
+def show_outcome(look: Look, *, output: str) -> int:
+    """Print what was reached; gives the exit code."""
+    if output == "json":
+        print_json({"plan": plan_to_json(look.plan), "problems": [str(p) for p in look.desired.problems]})
+    else:
+        show_problems(look.desired.problems)
+        show_plan(look.plan, now=look.observed.now, done=True)
+    return exit_code(look.plan, problems=bool(look.desired.problems))
 
 
 def no_lease(error: NoLeaseError) -> int:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from reconciler.cli.common import OK, fail, quiet
+from reconciler.cli.common import OK, fail, no_answer, quiet, with_near
 from reconciler.cli.show import print_json
 from reconciler.core.spec import parse_duration
 from reconciler.core.suspension import ALL
@@ -80,14 +80,11 @@ def _do(settings: Settings, ask: Callable[[], Coroutine[Any, Any, T]], here: Cal
                 return here(SuspensionStore(settings.state_dir))
         return asyncio.run(ask())
     except RefusedError as error:
-        fail(f"{error}; did you mean {' or '.join(error.near)}?" if error.near else str(error))
+        fail(with_near(error))
     except (SuspensionError, AlreadyRunningError) as error:
         fail(str(error))
     except NoReconcilerError as error:
-        fail(
-            f"the reconciler that runs here does not answer: {error}. It may be a `reconcile` that converges "
-            "once, or one that waits for Ray: try again when it is done"
-        )
+        no_answer(error)
     except OSError as error:
         fail(f"it could not be written down: {error}")
 

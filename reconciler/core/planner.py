@@ -22,7 +22,6 @@ from reconciler.core.residency import finished, want_of
 from reconciler.core.safety import refuse_removals
 from reconciler.core.state import Application, Observed, Status
 from reconciler.core.suspension import in_words as suspension_in_words
-from reconciler.core.suspension import suspension_of
 from reconciler.core.target import Target
 from reconciler.core.turn import Options, Turn
 from reconciler.core.waiting_for_weights import downloads_of
@@ -134,7 +133,7 @@ def _suspend(turn: Turn) -> dict[str, Want]:
     """Have models that are suspended stay where they are; gives what they would do otherwise."""
     suspended: dict[str, Want] = {}
     for model, want in turn.wants.items():
-        suspension = suspension_of(turn.observed.suspensions, model, turn.observed.now)
+        suspension = turn.suspension(model)
         if suspension is not None:
             wish = Wish.STAY if model in turn.live else Wish.REST
             why = suspension_in_words(suspension, turn.observed.now)
@@ -259,7 +258,7 @@ def _by_hand(turn: Turn) -> tuple[Note, ...]:
     suspended = (
         Note(model, want.why)
         for model, want in sorted(turn.wants.items())
-        if model in turn.unchanged and suspension_of(turn.observed.suspensions, model, turn.observed.now)
+        if model in turn.unchanged and turn.suspension(model)
     )
     return (*suspended, *_overridden(turn))
 
@@ -300,7 +299,7 @@ def _decide_removals(turn: Turn) -> list[str]:
     running = set(turn.live) | made_way
     for model in sorted(running - set(desired.targets)):
         file = None if desired.unreadable else _invalid_file_of(turn, model)
-        suspension = suspension_of(turn.observed.suspensions, model, turn.observed.now)
+        suspension = turn.suspension(model)
         if suspension is not None:
             reason = f"{suspension_in_words(suspension, turn.observed.now)}; else: remove, it is not declared"
             turn.held.append(Held(model, HeldKind.SUSPENDED, reason))
@@ -323,7 +322,7 @@ def _decide_removals(turn: Turn) -> list[str]:
         turn.refused.append(refusal)
         kept, removed = (sorted(running), []) if desired.unreadable else (kept + removed, [])
     for model in kept:
-        if suspension_of(turn.observed.suspensions, model, turn.observed.now) is None:
+        if turn.suspension(model) is None:
             stay(turn, model)
         else:
             turn.hold(turn.live.get(model, []))

@@ -11,7 +11,7 @@ from reconciler.core.placement import Ledger
 from reconciler.core.plan import Change, Do, Held, Refusal, Resting, Step
 from reconciler.core.spec import parse_duration
 from reconciler.core.state import Application, Demand, Json, Observed, Record, Status, coming_up, homes_of
-from reconciler.core.suspension import suspension_of
+from reconciler.core.suspension import Suspension, suspension_of
 from reconciler.core.target import Target
 from reconciler.core.want import Want
 
@@ -108,6 +108,10 @@ class Turn:
     def routed(self, model: str) -> str | None:
         """The application that has the model's traffic."""
         return self.observed.routes.get(model)
+
+    def suspension(self, model: str) -> Suspension | None:
+        """What has the model left as it is."""
+        return suspension_of(self.observed.suspensions, model, self.observed.now)
 
     def record(self, model: str) -> Record | None:
         """What the front door last took over for the model."""
@@ -280,7 +284,7 @@ class Turn:
 
     def _takes_slot(self, app: Application) -> bool:
         # A suspended model may stay half way for days; others are not to wait for it.
-        if suspension_of(self.observed.suspensions, app.model or "", self.observed.now) is not None:
+        if self.suspension(app.model or "") is not None:
             return False
         return coming_up(app) or self._proves_itself(app)
 

@@ -24,6 +24,7 @@ from reconciler.core.turn import Options
 from reconciler.core.weights import Resolutions
 from reconciler.edge.edge import EdgeUnreachableError
 from reconciler.host.log import get_logger
+from reconciler.host.nobody import nobody
 from reconciler.loop.act import Actor
 from reconciler.loop.front_door import FrontDoor
 from reconciler.loop.journal import Journal
@@ -48,10 +49,6 @@ _LEAST_PAUSE_SECONDS = 0.05
 _EXPECTED = (ServeUnreachableError, ServeRefusedError, EdgeUnreachableError, OSError)
 """What a turn may meet in a world that is not well. Anything else is a fault of ours, logged with its trace."""
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0)
-
-
-def _nobody() -> None:
-    """Whom to tell where nobody asked to be told."""
 
 
 def _nothing(_desired: Desired, _plan: Plan) -> None:
@@ -107,9 +104,9 @@ class Loop:
         self._turns = 0
         self.options = options
         self.last: Look | None = None
-        self.ray_missing: Callable[[], None] = _nobody
+        self.ray_missing: Callable[[], None] = nobody
         """Called whenever Ray does not answer."""
-        self.ray_answers: Callable[[], None] = _nobody
+        self.ray_answers: Callable[[], None] = nobody
         self.seen: Callable[[Desired, Plan], None] = _nothing
         """Called with what each turn saw."""
 

@@ -19,16 +19,13 @@ from reconciler.core.overrides import Kind, Override
 from reconciler.core.spec import Policy
 from reconciler.host.files import write_atomic
 from reconciler.host.log import get_logger
+from reconciler.host.nobody import nobody
 
 log = get_logger()
 
 FILE = "overrides.json"
 _LONGEST_SLEEP_SECONDS = 60.0
 """The wall clock may be set meanwhile, and a sleep goes by another."""
-
-
-def _nobody() -> None:
-    """Whom to wake before the loop is there."""
 
 
 class OverrideStore:
@@ -39,7 +36,7 @@ class OverrideStore:
     """
 
     def __init__(
-        self, folder: Path, *, wall_clock: Callable[[], float] = time.time, wake: Callable[[], None] = _nobody
+        self, folder: Path, *, wall_clock: Callable[[], float] = time.time, wake: Callable[[], None] = nobody
     ) -> None:
         """Read what was kept.
 

@@ -35,6 +35,7 @@ from reconciler.core.weights import Resolution, Wanted
 from reconciler.host.errors import UserError
 from reconciler.host.files import write_atomic
 from reconciler.host.log import get_logger
+from reconciler.host.nobody import nobody
 from reconciler.loop.journal import MAX_REVISION_BYTES, Versions
 from reconciler.loop.running import NoReconcilerError, ask
 
@@ -77,7 +78,7 @@ class RollbackStore:
         self._wall_clock = wall_clock
         self._read_only = read_only
         self._kept = {each.about: each for each in _read(self._file)}
-        self.wake: Callable[[], None] = _nobody
+        self.wake: Callable[[], None] = nobody
 
     def active(self) -> tuple[Rollback, ...]:
         """What holds, as of the last snapshot."""
@@ -336,10 +337,6 @@ async def ask_rollback(state_dir: Path, asked: RollbackAsked) -> RollbackGiven:
         return TypeAdapter(RollbackGiven).validate_python(answer)
     except ValidationError as error:
         raise NoReconcilerError("the reconciler that runs here is of another version; restart it") from error
-
-
-def _nobody() -> None:
-    """Whom to wake before the loop is there."""
 
 
 def _write(file: Path, kept: dict[str, Rollback]) -> None:

@@ -28,6 +28,7 @@ from reconciler.core.sleep import (
 )
 from reconciler.host.files import write_atomic
 from reconciler.host.log import get_logger
+from reconciler.host.nobody import nobody
 from reconciler.loop.fixed_prompt import NoAnswerError
 from reconciler.ray_serve.engine_calls import EngineCalls, EngineRefusedError
 
@@ -63,10 +64,6 @@ class Slept:
     since: Annotated[float, Field(allow_inf_nan=False)] | None
 
 
-def _nobody() -> None:
-    """Whom to wake before the loop is there."""
-
-
 class Sleeping:
     """The sleepers of one state directory.
 
@@ -87,7 +84,7 @@ class Sleeping:
         held: Callable[[str], Awaitable[int | None]],
         *,
         wall_clock: Callable[[], float] = time.time,
-        wake_loop: Callable[[], None] = _nobody,
+        wake_loop: Callable[[], None] = nobody,
     ) -> None:
         self._file = folder / FILE
         self._calls = calls

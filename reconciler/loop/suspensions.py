@@ -11,11 +11,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from reconciler.core.suspension import ALL, LONGEST_REASON, LONGEST_SECONDS, Suspension
+from reconciler.core.suspension import LONGEST_REASON, LONGEST_SECONDS, Suspension
 from reconciler.core.words import in_time
 from reconciler.host.errors import UserError
 from reconciler.host.files import write_atomic
 from reconciler.host.log import get_logger
+from reconciler.host.nobody import nobody
 
 log = get_logger()
 
@@ -29,10 +30,6 @@ class SuspensionsUnreadableError(UserError):
 
 class SuspensionError(ValueError):
     """The suspension makes no sense; the message says why."""
-
-
-def _nobody() -> None:
-    """Whom to wake before the loop is there."""
 
 
 class SuspensionStore:
@@ -55,10 +52,10 @@ class SuspensionStore:
         self._file = folder / FILE
         self._wall_clock = wall_clock
         self._kept = {each.model: each for each in _read(self._file)}
-        self.wake: Callable[[], None] = _nobody
+        self.wake: Callable[[], None] = nobody
 
     def active(self) -> tuple[Suspension, ...]:
-        """What holds now. One that has ended is dropped, and said to have."""
+        """What holds now."""
         now = self._wall_clock()
         return tuple(each for each in self._kept.values() if not each.ended(now))
 
@@ -104,12 +101,6 @@ class SuspensionStore:
             OSError: It cannot be written, so they still hold.
         """
         return tuple(each for model in sorted(self._kept) if (each := self.resume(model)) is not None)
-
-    def of(self, model: str) -> Suspension | None:
-        """The suspension of all, where there is one; else that of the model."""
-        now = self._wall_clock()
-        found = self._kept.get(ALL) or self._kept.get(model)
-        return found if found is not None and not found.ended(now) else None
 
     def _keep(self, kept: dict[str, Suspension]) -> None:
         now = self._wall_clock()

@@ -1,5 +1,6 @@
 """One real stack for all end-to-end tests of the session: it takes minutes to come up on two cores."""
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,3 +29,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Iterator[Stack]
         pytest.fail("the end-to-end tests run in the environment that ./start.sh --test makes")
     with running_stack(tmp_path_factory.mktemp("stack"), hub_url=hub.url) as running:
         yield running
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[Stack]:
+    """Ray with nothing on it."""
+    bare = Stack(tmp_path)
+    try:
+        command = [str(REPOSITORY / "start.sh"), "--cpu", "--ray-only"]
+        subprocess.run(command, env=bare.environment, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+        yield bare
+    finally:
+        bare.stop()

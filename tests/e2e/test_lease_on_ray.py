@@ -2,16 +2,14 @@
 
 import asyncio
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
-from stack import REPOSITORY, Stack
+from stack import Stack
 
 from reconciler.cli.lock_commands import lock, unlock
 from reconciler.core.lease import LASTS_SECONDS, LeaseStoreError, read_lease
@@ -41,18 +39,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-@pytest.fixture
-def bare(tmp_path: Path) -> Iterator[Stack]:
-    """Ray with nothing on it."""
-    bare = Stack(tmp_path)
-    try:
-        command = [str(REPOSITORY / "start.sh"), "--cpu", "--ray-only"]
-        subprocess.run(command, env=bare.environment, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
-        yield bare
-    finally:
-        bare.stop()
 
 
 def settings_of(bare: Stack, state: Path) -> Settings:

@@ -4,14 +4,12 @@ The engines are stand-ins without vLLM, so that this takes a minute and can make
 """
 
 import asyncio
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stack import REPOSITORY, Stack
+from stack import Stack
 
 from reconciler.ray_serve.client import ServeClient
 from reconciler.ray_serve.engine_calls import EngineCallError, EngineCalls, EngineRefusedError, gcs_address
@@ -52,18 +50,6 @@ def build(args: dict[str, Any]) -> Any:
     options = {"name": "LLMServer:tiny", "num_replicas": 2, "ray_actor_options": {"num_cpus": 0}}
     deployment: Any = serve.deployment(Engine, **options)
     return deployment.bind(args["mind"])
-
-
-@pytest.fixture
-def bare(tmp_path: Path) -> Iterator[Stack]:
-    """Ray with nothing on it."""
-    bare = Stack(tmp_path)
-    try:
-        command = [str(REPOSITORY / "start.sh"), "--cpu", "--ray-only"]
-        subprocess.run(command, env=bare.environment, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
-        yield bare
-    finally:
-        bare.stop()
 
 
 async def test_every_replica_is_reached_and_a_ray_that_ends_is_an_error(bare: Stack) -> None:

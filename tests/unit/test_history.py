@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from click.testing import CliRunner, Result
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -57,13 +56,6 @@ ENTRIES = [
     entry(200, "qwen", "unload", Outcome.STARTED, cause="idle 30 min", by=By.TRAFFIC),
     entry(100, "*", "suspend", Outcome.GIVEN, cause="all models are suspended by hand", by=By.HAND),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _log_level() -> Iterator[None]:
-    """A command that is quiet is so for its own test only."""
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture
