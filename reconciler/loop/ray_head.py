@@ -5,12 +5,11 @@ nothing where Ray runs, so it may be given at any time. What ran is lost with th
 """
 
 import asyncio
-import os
 import shlex
-import signal
 import time
 from collections.abc import Callable
 
+from reconciler.host import children
 from reconciler.host.log import get_logger
 
 log = get_logger()
@@ -79,8 +78,7 @@ class RayHead:
         try:
             output, _ = await asyncio.wait_for(process.communicate(), _COMMAND_SECONDS)
         except TimeoutError:
-            os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            await children.end(process)
             log.error("ray.start_failed", reason=f"not done within {_COMMAND_SECONDS:.0f} s")  # noqa: TRY400
             return
         if process.returncode:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reconciler.core.git_names import GitError, printable
+from reconciler.host import children
 from reconciler.sources.git_access import Access
 
 _SETTINGS = {
@@ -159,11 +160,7 @@ async def run(
     finally:
         if growth is not None:
             growth.cancel()
-        if process.returncode is None:
-            _kill(process.pid)
-            await process.wait()
-        # The pipes of a killed process are closed by this, not left to the garbage collector.
-        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 -- asyncio has no other way
+        await children.end(process)
     if code not in accept:
         if most_written is not None and repo is not None:
             # Killed by us, or by the kernel: git itself does not say so.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from reconciler.core.git_names import GitError, printable
+from reconciler.host import children
 from reconciler.sources.git_command import CommandError, Output, run
 
 Verify = Literal["no", "head", "tag"]
@@ -145,6 +146,7 @@ async def _import(keys: Path, folder: Path) -> None:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
         )
     except FileNotFoundError:
         raise UnverifiedError("signatures by GPG cannot be checked: there is no gpg command") from None
@@ -154,9 +156,7 @@ async def _import(keys: Path, folder: Path) -> None:
     except TimeoutError:
         raise UnverifiedError("gpg did not read the public keys within 30 s") from None
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await children.end(process)
     if process.returncode:
         raise UnverifiedError(f"{keys}: gpg cannot read these public keys")
 

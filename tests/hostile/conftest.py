@@ -197,9 +197,9 @@ def assert_located(problems: list[Problem], at: str, says: str) -> None:
 
 def run_case(case: Case) -> Judged:
     """One case, from bytes to a plan."""
-    began = time.monotonic()
+    began = time.process_time()
     judged = judge(desired_of({**HEALTHY, **case.files}))
-    assert time.monotonic() - began < SLOWEST_SECONDS
+    assert time.process_time() - began < SLOWEST_SECONDS
     assert_located(judged.of_sick, case.at, case.says)
     assert_held(judged)
     return judged
