@@ -17,6 +17,7 @@ from reconciler.weights.revisions import PinsUnreadableError
 from reconciler.weights.store import WeightStore
 
 OK, ERROR, PENDING, PARTIAL, REFUSED = 0, 1, 2, 3, 4
+IS_RAY_RUNNING = "Is Ray running? ./start.sh starts it; RECONCILE_RAY_DASHBOARD names another one."
 
 
 def exit_code(plan: Plan, *, problems: bool) -> int:
@@ -30,6 +31,17 @@ def fail(message: str) -> NoReturn:
     """Say what is wrong and exit 1."""
     click.echo(f"reconcile: {message}", err=True)
     sys.exit(ERROR)
+
+
+def unobserved(error: Exception, what_to_do: str) -> NoReturn:
+    """The cluster cannot be looked at, so nothing may be concluded or changed: say so and exit 4.
+
+    Args:
+        error: What was met.
+        what_to_do: What would help, and the flag that goes without a look where there is one.
+    """
+    click.echo(f"refused: the cluster cannot be observed: {error}\n  {what_to_do}", err=True)
+    sys.exit(REFUSED)
 
 
 def with_near(error: RefusedError | RollbackError) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import click
 from rich.table import Table
 
-from reconciler.cli.common import OK, REFUSED, fail, open_weights
+from reconciler.cli.common import OK, REFUSED, open_weights, unobserved
 from reconciler.cli.files import read_desired
 from reconciler.cli.show import console, print_json
 from reconciler.core.desired import Desired
@@ -36,7 +36,7 @@ def gc(
     try:
         keep = asyncio.run(keep_now(settings, desired, without_cluster=without_cluster))
     except ServeUnreachableError as error:
-        fail(f"cannot see what is in use: {error}\n  Where no Ray runs, --without-cluster goes on all the same.")
+        unobserved(error, "What is in use must stay. Where no Ray runs, --without-cluster goes on all the same.")
     assert keep is not None, "refused above"
     unneeded = weights.garbage.unneeded(keep, everything=everything)
     partial = weights.garbage.partial(keep)

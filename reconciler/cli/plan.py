@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from reconciler import __version__
-from reconciler.cli.common import OK, PARTIAL, PENDING, REFUSED, configure_log, exit_code, fail, quiet
+from reconciler.cli.common import OK, PARTIAL, PENDING, REFUSED, configure_log, exit_code, fail, quiet, unobserved
 from reconciler.cli.progress import download_bars
 from reconciler.cli.run import no_lease, run_to_end, show_outcome
 from reconciler.cli.show import print_json, show_plan, show_problems
@@ -117,7 +117,7 @@ async def _look(settings: Settings, against: str | None) -> tuple[Snapshot, Look
         # The same files as the plan is saved with, whatever is written meanwhile.
         look = await service.look_once(settings, _options(settings), source=FixedSource(snapshot))
     except ServeUnreachableError as error:
-        fail(f"{error}\n  {_WITHOUT}")
+        unobserved(error, _WITHOUT)
     return snapshot, look
 
 

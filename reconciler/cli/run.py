@@ -11,13 +11,25 @@ import aiohttp
 import click
 
 from reconciler.activator.server import ListenError
-from reconciler.cli.common import OK, PARTIAL, PENDING, REFUSED, configure_log, exit_code, fail, quiet
+from reconciler.cli.common import (
+    IS_RAY_RUNNING,
+    OK,
+    PARTIAL,
+    PENDING,
+    REFUSED,
+    configure_log,
+    exit_code,
+    fail,
+    quiet,
+    unobserved,
+)
 from reconciler.cli.progress import download_bars
 from reconciler.cli.show import print_json, show_plan, show_problems
 from reconciler.core.lease import LeaseStoreError
 from reconciler.core.plan_json import plan_to_json
 from reconciler.core.render import RenderError
 from reconciler.core.turn import Options, Wishes
+from reconciler.daemon.watch import watch as stay
 from reconciler.edge.edge import EdgeStartError, EdgeUnreachableError
 from reconciler.host.lock import AlreadyRunningError, exclusive
 from reconciler.host.settings import Settings
@@ -90,7 +102,7 @@ def watch(settings: Settings, wishes: Wishes) -> int:
         with exclusive(settings.state_dir):
             check_source(settings)
             settings.remember()
-            run_to_end(service.watch(settings, _options(settings, wishes)))
+            run_to_end(stay(settings, _options(settings, wishes)))
     except AlreadyRunningError as running:
         fail(f"a reconciler is running already in {settings.state_dir} (process {running.pid})")
     return OK
@@ -139,8 +151,10 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
     """Run it; what a person can mend is a message and exit 1."""
     try:
         return asyncio.run(work)
-    except (ServeUnreachableError, ServeRefusedError, LeaseStoreError) as error:
-        fail(f"{error}\n  Is Ray running? ./start.sh starts it; RECONCILE_RAY_DASHBOARD names another one.")
+    except ServeUnreachableError as error:
+        unobserved(error, IS_RAY_RUNNING)
+    except (ServeRefusedError, LeaseStoreError) as error:
+        fail(f"{error}\n  {IS_RAY_RUNNING}")
     except (
         RenderError,
         FileNotFoundError,

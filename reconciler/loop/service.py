@@ -1,15 +1,10 @@
-"""Run a reconciler: look once, converge once, or stay until told to stop."""
+"""Look once, or converge once, and be done. `daemon.watch` is what stays."""
 
 import asyncio
 import contextlib
-import functools
-import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
-
-from reconciler.activator.server import serve, serve_unix
 from reconciler.core.desired import Desired
 from reconciler.core.keep import what_to_keep
 from reconciler.core.state import Application, Observed
@@ -17,30 +12,18 @@ from reconciler.core.turn import Options
 from reconciler.core.weights import Copy, CopyState, Keep
 from reconciler.host.log import get_logger
 from reconciler.host.settings import Settings
-from reconciler.loop.assemble import Parts, assembled
-from reconciler.loop.by_hand import ByHand
-from reconciler.loop.control import control_app
-from reconciler.loop.hooks import hook_app
-from reconciler.loop.journal import Versions
-from reconciler.loop.lease import Keeper
+from reconciler.loop.assemble import assembled
 from reconciler.loop.loop import Look
 from reconciler.loop.memory import Memory
-from reconciler.loop.polling import Polling, answer_sync
-from reconciler.loop.ray_head import RayHead
-from reconciler.loop.rollbacks import RollbackHand
-from reconciler.loop.running import CONTROL_SOCKET, learn_from_running
-from reconciler.loop.source import at, make_write_back
-from reconciler.ray_serve.client import ServeClient, ServeUnreachableError
+from reconciler.loop.running import learn_from_running
+from reconciler.ray_serve.client import ServeClient
 from reconciler.ray_serve.observed import applications
-from reconciler.ray_serve.schema import prepare
 from reconciler.sources import Source
 from reconciler.sources.git import GitSource
-from reconciler.sources.watch import watch_folder
 from reconciler.weights.store import WeightStore
 
 log = get_logger()
 
-EDGE_CHECK_SECONDS = 1.0
 PATIENCE_SECONDS = 20.0
 """How long one who looks only once waits for the hub, and for the disk."""
 
@@ -103,147 +86,6 @@ async def _shown(
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def watch(settings: Settings, options: Options) -> None:
-    """Stay until SIGTERM or SIGINT. Models go on serving when we leave."""
-    stop = asyncio.Event()
-    running = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        running.add_signal_handler(number, stop.set)
-    async with _with_patience(settings, options, stop) as parts:
-        if parts is None:
-            return
-        parts.lease.start()
-        if await _until_held(parts.lease, stop):
-            await _serve_until(stop, parts, settings)
-
-
-async def _serve_until(stop: asyncio.Event, parts: Parts, settings: Settings) -> None:
-    await parts.activator.start()
-    ray_head = RayHead(settings.ray_start_command, parts.loop.wake)
-    parts.loop.ray_missing, parts.loop.ray_answers = ray_head.missing, ray_head.answers
-    scheduler = _schedule(parts, settings)
-    polling = _poll(parts, settings, scheduler)
-    write_back = make_write_back(settings)
-    if write_back is not None:
-        parts.loop.seen = write_back.see
-    by_hand = ByHand(parts.loop, parts.overrides, parts.suspensions, lambda: parts.activator.directory)
-    parts.activator.command = by_hand.command
-    front = parts.edge.asgi(parts.activator.asgi)
-    if polling is not None and settings.hook_secret_path is not None:
-        front = hook_app(front, settings.hook_secret_path, settings.git_ref, polling.look_soon)
-    socket = settings.state_dir / CONTROL_SOCKET
-    sync = functools.partial(answer_sync, polling, parts.source.read)
-    rollback = RollbackHand(parts.rollbacks, Versions(settings.state_dir), parts.source.read, at(parts.source))
-    control = control_app(parts.loop, parts.weights, by_hand, rollback=rollback, sync=sync, lease=parts.lease)
-    tasks = [
-        asyncio.create_task(
-            serve(front, "127.0.0.1", settings.activator_port, on_stop=parts.activator.stop_holding)
-        ),
-        asyncio.create_task(serve_unix(control, socket)),
-        asyncio.create_task(parts.overrides.watch()),
-        asyncio.create_task(_prepare()),
-        asyncio.create_task(_take_turns(parts, polling, settings.resync_interval)),
-    ]
-    if polling is None:
-        tasks.append(asyncio.create_task(watch_folder(settings.models_dir, parts.loop.wake)))
-    log.info(
-        "reconciler.started",
-        models=parts.source.place,
-        front_door=f"http://{settings.listen_host}:{settings.listen_port}/v1",
-    )
-    stopping = asyncio.create_task(stop.wait())
-    done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
-    if polling is not None:
-        await polling.close()
-    scheduler.shutdown(wait=False)
-    for task in (stopping, *tasks):
-        task.cancel()
-    await asyncio.gather(stopping, *tasks, return_exceptions=True)
-    await parts.activator.close()
-    await ray_head.close()
-    if write_back is not None:
-        await write_back.close()
-    log.info("reconciler.stopped", note="models go on serving")
-    for task in done - {stopping}:
-        task.result()
-
-
-def _schedule(parts: Parts, settings: Settings) -> AsyncIOScheduler:
-    """What happens again and again, beside the loop."""
-    scheduler = AsyncIOScheduler()
-    scheduler.add_job(
-        parts.front_door.ensure_running,
-        "interval",
-        seconds=EDGE_CHECK_SECONDS,
-        max_instances=1,
-        coalesce=True,
-        misfire_grace_time=None,
-    )
-
-    async def sweep() -> None:  # A plain function would be called in a thread.
-        parts.loop.wake()
-
-    # The loop looks at every model on each turn; the sweep has it look when nothing else does.
-    scheduler.add_job(sweep, "interval", seconds=settings.sweep_interval, coalesce=True, misfire_grace_time=None)
-    scheduler.start()
-    return scheduler
-
-
-def _poll(parts: Parts, settings: Settings, scheduler: AsyncIOScheduler) -> Polling | None:
-    """Have a git source look at its repository; None where the source is none."""
-    git = parts.source
-    if not isinstance(git, GitSource):
-        return None
-    polling = Polling(git.fetch, parts.loop.wake, lambda: git.unreachable, interval=settings.git_interval)
-    polling.add_to(scheduler)
-    return polling
-
-
-async def _until_held(lease: Keeper, stop: asyncio.Event) -> bool:
-    """Wait for the cluster's lease; False where we are told to stop first."""
-    waits = [asyncio.create_task(lease.wait()), asyncio.create_task(stop.wait())]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for each in waits:
-        each.cancel()
-    await asyncio.gather(*waits, return_exceptions=True)
-    return lease.holds()
-
-
-async def _take_turns(parts: Parts, polling: Polling | None, resync_seconds: float) -> None:
-    """Have the loop take its turns; not before there is anything to look at, where that comes from elsewhere."""
-    if polling is not None and (await parts.source.read()).unreadable:
-        await polling.sync()
-    await parts.loop.watch(parts.actor, parts.front_door, parts.reporter, resync_seconds=resync_seconds)
-
-
-async def _prepare() -> None:
-    """Get ready for the first load, then stay out of the way."""
-    await asyncio.to_thread(prepare)
-    await asyncio.Event().wait()
-
-
-@contextlib.asynccontextmanager
-async def _with_patience(settings: Settings, options: Options, stop: asyncio.Event) -> AsyncIterator[Parts | None]:
-    """Assembled, however long Ray takes to answer: one who watches also waits. None where we are told to stop."""
-    async with contextlib.AsyncExitStack() as stack:
-        complaint = ""
-        ray_head = RayHead(settings.ray_start_command, lambda: None)
-        parts: Parts | None = None
-        while parts is None and not stop.is_set():
-            try:
-                parts = await stack.enter_async_context(assembled(settings, options, with_activator=True))
-            except ServeUnreachableError as error:
-                if str(error) != complaint:
-                    log.warning("turn.failed", reason=str(error))
-                complaint = str(error)
-                ray_head.missing()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), 2)
-        if parts is None:
-            await ray_head.close()
-        yield parts
 
 
 async def keep_now(settings: Settings, desired: Desired, *, without_cluster: bool = False) -> Keep | None:

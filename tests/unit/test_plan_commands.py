@@ -163,7 +163,7 @@ def test_a_tree_that_is_not_there_is_an_error(models: Path) -> None:
 
 def test_without_access_it_says_what_is_needed(models: Path) -> None:
     done = run(plan)
-    assert done.exit_code == 1
+    assert done.exit_code == 4
     for needed in ("127.0.0.1:9", "RECONCILE_RAY_DASHBOARD", "RECONCILE_RAY_TOKEN_PATH", "--without-cluster"):
         assert needed in done.output
 
