@@ -10,6 +10,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from reconciler.core.overrides import Kind, OverrideError, active, give
 from reconciler.core.plan import Action, Do, HeldKind, Plan
 from reconciler.core.plan_json import plan_to_json
+from reconciler.core.rollback import RollbackError, back_to, file_in, to_revision
 from reconciler.core.spec import Policy
 from reconciler.core.state import Json
 from reconciler.core.suspension import ALL, Suspension, suspension_of
@@ -262,6 +264,29 @@ class Story:
         if world.suspensions.pop(about, None) is None:
             world.suspensions[about] = Suspension(about, world.now, self.random.choice([None, world.now + 60.0]))
 
+    def roll_back(self) -> None:
+        """Take a model or all back to what served before, or end that."""
+        world, now = self.world, self.world.now
+        source, current = world.source, {path: text.encode() for path, text in world.files.items()}
+        if world.rollbacks and self.random.random() < 0.5:
+            world.rollbacks.pop(self.random.choice(sorted(world.rollbacks)))
+            return
+        versions = [each for kept in world.served.values() for each in kept]
+        others = [each for each in versions if current.get(each.file) != each.text.encode()]
+        if not others:
+            return
+        version = self.random.choice(others)
+        try:
+            if self.random.random() < 0.3:
+                earlier = {kept[-1].file: kept[-1].text for kept in world.served.values() if kept}
+                given = to_revision("earlier", earlier, versions, source, now=now)
+            else:
+                given = back_to(version, source, file_in(version.model, source.files), now=now)
+        except RollbackError:
+            return
+        self.known["rollback"] += 1
+        world.rollbacks[given.about] = replace(given, until=self.random.choice([None, now + 60.0]))
+
     # --- the play ------------------------------------------------------------------------------------------
 
     def play(self) -> None:
@@ -273,6 +298,8 @@ class Story:
                 self.misfortune()
             if self.random.random() < 0.4:
                 self.order()
+            if self.random.random() < 0.4:
+                self.roll_back()
             for _ in range(self.random.randint(1, 20)):
                 self.trip()
                 if self.random.random() < 0.2:

@@ -21,6 +21,8 @@ from reconciler.core.parse import ParsedSet, Problem, parse_all
 from reconciler.core.plan import Action, Do, Order, Plan, Step
 from reconciler.core.planner import make_plan, observed_digest
 from reconciler.core.render import Renderer
+from reconciler.core.rollback import Rollback, Version, resolutions, version_of, why_ended
+from reconciler.core.rollback import apply as roll_back
 from reconciler.core.spec import parse_duration
 from reconciler.core.state import Demand, Json, Node, Observed, Record, Waiting
 from reconciler.core.suspension import Suspension
@@ -57,6 +59,7 @@ __all__ = [
 TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")
 PLATFORM = Platform(device="cpu", simulate_gpus=True)
 PROBE_SECONDS = 1.0
+FOLDER = "/models"
 NO_ROOM = "no room for two versions at once"
 KEEP_VERSIONS = 2
 FAILED_TURN = Plan(steps=(Step(Do.AWAIT, "", "", "the turn failed; the next one looks again"),))
@@ -84,13 +87,13 @@ def compiled(
     template: str,
     revision: str = "",
     locked: tuple[str, ...] = (),
-    resolutions: Known | None = None,
+    known: Known | None = None,
 ) -> Desired:
     contents = dict(files)
     problems = tuple(Problem(path, 1, 1, "Permission denied") for path in locked)
-    snapshot = Snapshot(revision or revision_of(contents), contents, "/models", problems=problems)
-    known = None if resolutions is None else dict(resolutions)
-    return compile_desired(snapshot, renderer(template), known, parsed=parsed(files))
+    snapshot = Snapshot(revision or revision_of(contents), contents, FOLDER, problems=problems)
+    found = None if known is None else dict(known)
+    return compile_desired(snapshot, renderer(template), found, parsed=parsed(files))
 
 
 @dataclass
@@ -161,6 +164,9 @@ class World:
     """Requests that wait at the activator."""
     overrides: dict[str, Override] = field(default_factory=dict)
     suspensions: dict[str, Suspension] = field(default_factory=dict)
+    rollbacks: dict[str, Rollback] = field(default_factory=dict)
+    served: dict[str, list[Version]] = field(default_factory=dict)
+    """The texts of each model that had the traffic, the newest first."""
     windows: dict[str, Window] = field(default_factory=dict)
     load_seconds: dict[str, float] = field(default_factory=dict)
     asleep: set[str] = field(default_factory=set)
@@ -244,23 +250,44 @@ class World:
     def desired(self) -> Desired:
         if self.unreadable:
             return Desired(unreadable=self.unreadable)
-        if self.git is None:
-            return self._compile(self.files)
-        fetched = self.git.fetch()
-        if fetched is None:
-            return Desired(unreadable="the repository was never reached")
-        return self._compile(fetched[1], fetched[0])
+        source = self.source
+        if source.unreadable:
+            return Desired(unreadable=source.unreadable)
+        held = self.rollbacks_in_force(source)
+        texts = {path: content.decode() for path, content in roll_back(source, held).files.items()}
+        return self._compile(texts, source.revision if self.git is not None else "", held)
+
+    @property
+    def source(self) -> Snapshot:
+        """What the source says, whatever was rolled back."""
+        if self.git is not None:
+            return self.git.snapshot(FOLDER)
+        contents = {path: text.encode() for path, text in self.files.items() if path not in self.locked}
+        problems = tuple(Problem(path, 1, 1, "Permission denied") for path in self.locked & self.files.keys())
+        return Snapshot(revision_of(contents), contents, FOLDER, problems=problems)
+
+    def rollbacks_in_force(self, source: Snapshot) -> tuple[Rollback, ...]:
+        """Those that nothing has ended; what was ended once stays so."""
+        self.rollbacks = {
+            about: each for about, each in self.rollbacks.items() if not why_ended(each, source, self.now)
+        }
+        return tuple(self.rollbacks.values())
 
     def read(self) -> Mapping[str, Target]:
         """What the files ask for as they are, wherever the reconciler has its own from."""
         return self._compile(self.files).targets
 
-    def _compile(self, texts: Mapping[str, str], revision: str = "") -> Desired:
-        locked = tuple(sorted(self.locked & texts.keys()))
+    def _compile(
+        self, texts: Mapping[str, str], revision: str = "", rollbacks: tuple[Rollback, ...] = ()
+    ) -> Desired:
+        given = {path for each in rollbacks for path in each.files}
+        locked = tuple(sorted((self.locked & self.files.keys() if self.git is None else set()) - given))
         files = tuple(sorted((path, text.encode()) for path, text in texts.items() if path not in locked))
         if self.hub is None:
             return compiled(files, self.template, revision, locked)
-        return compiled(files, self.template, revision, locked, self.hub.resolve(wanted_in(parsed(files))))
+        wanted = wanted_in(parsed(files))
+        known = {**dict(self.hub.resolve(wanted)), **resolutions(rollbacks, wanted)}
+        return compiled(files, self.template, revision, locked, frozenset(known.items()))
 
     def observe(self, desired: Desired) -> Observed:
         instance = self.calls.run(Call.GET, self.serve.describe)
@@ -340,7 +367,16 @@ class World:
         else:
             self._release_waiting()
         self.crash_at = None
+        self._note_served(desired, observed)
         return plan
+
+    def _note_served(self, desired: Desired, observed: Observed) -> None:
+        files = roll_back(self.source, self.rollbacks.values()).files
+        for model in desired.targets:
+            version = version_of(model, desired, observed, files)
+            kept = self.served.setdefault(model, [])
+            if version is not None and version.text not in (each.text for each in kept):
+                kept.insert(0, version)
 
     def _act(self, plan: Plan, desired: Desired, observed: Observed) -> None:
         by_kind: dict[Do, list[Step]] = {}
