@@ -24,6 +24,7 @@ from reconciler.core.choose_files import (
     choose_files,
     indexes_to_read,
 )
+from reconciler.core.edit import EditError
 from reconciler.core.new_file import (
     Facts,
     facts_of,
@@ -38,8 +39,8 @@ from reconciler.core.new_file import (
 from reconciler.core.parse import parse_all
 from reconciler.core.spec import ModelSpec, Source
 from reconciler.core.weights import DEFAULT_REVISION, Role, in_words
-from reconciler.host.files import write_atomic
 from reconciler.host.settings import Settings
+from reconciler.sources.edit_folder import FolderEdits
 from reconciler.sources.folder import FolderSource
 from reconciler.weights.choosing import read_to_choose
 from reconciler.weights.errors import Trouble, WeightsError
@@ -104,7 +105,7 @@ def add(
     text = new_file(found.facts, name=chosen, revision=revision or DEFAULT_REVISION, refused=bool(found.refusal))
     _check_file(settings.models_dir, path.name, text, alone=stdout)
     if not stdout:
-        _write(path, text)
+        _write(FolderEdits(settings.models_dir, settings.state_dir), path.name, text)
     _report(found, None if stdout else path, text, output=output)
     return OK
 
@@ -271,13 +272,11 @@ def _check_file(folder: Path, file: str, text: str, *, alone: bool) -> None:
             fail(f"{problem.message}{hint}; --name chooses another name")
 
 
-def _write(path: Path, text: str) -> None:
+def _write(folder: FolderEdits, name: str, text: str) -> None:
     try:
-        # Not write_atomic's mode for folders: model files are for everybody to read.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text, mode=0o644)
-    except OSError as error:
-        fail(f"{path}: {error.strerror or error}")
+        folder.write(name, text.encode(), before=folder.read(name))
+    except EditError as error:
+        fail(str(error))
 
 
 def _report(found: _Found, path: Path | None, text: str, *, output: str) -> None:

@@ -17,6 +17,7 @@ from reconciler.cli.history_commands import history, rollback
 from reconciler.cli.lock_commands import lock, unlock
 from reconciler.cli.options import CONTEXT, merged, shared_options
 from reconciler.cli.plan_commands import apply, plan
+from reconciler.cli.remove_commands import remove
 from reconciler.cli.suspend_commands import resume, suspend
 from reconciler.cli.sync_commands import sync
 from reconciler.host.errors import UserError
@@ -41,6 +42,7 @@ Examples:
   reconcile catalogue qwen           well-known models
   reconcile fit qwen3-0.6b --gpu l4  how much memory it takes, and whether it fits
   reconcile add Qwen/Qwen3-0.6B      write a model file
+  reconcile remove qwen3-0.6b        remove its file, or propose that to the git repository
   reconcile pull                     fetch weights without serving
   reconcile load qwen3-0.6b          bring a model up now, and wait until it answers
   reconcile pin qwen3-0.6b --for 2h  keep it up for a time, whatever its file says
@@ -320,7 +322,7 @@ def fit(
 
 
 for command in (
-    plan, apply, load, unload, pin, unpin, suspend, resume, history, rollback, sync, lock, unlock, edge
+    plan, apply, load, unload, pin, unpin, suspend, resume, history, rollback, remove, sync, lock, unlock, edge
 ):  # fmt: skip
     cli.add_command(command)
 

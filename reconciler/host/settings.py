@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -60,6 +60,11 @@ class Settings(BaseSettings):
     """The servers' keys for ssh, without which it is not used."""
     git_ca_path: Path | None = None
     """Authorities for https, instead of the system's."""
+    git_push_branch: str = ""
+    """Branch that a change over the API or the page is pushed to, like `reconcile/{model}`; `{model}` is the file's
+    name without its suffix. Empty: a change is given back as a patch."""
+    git_push_token_path: Path | None = None
+    """File with the token for pushing over https; without it, it is the one for reading."""
     git_verify: Literal["no", "head", "tag"] = "no"
     """What must be signed before it is taken over: the commit, or the annotated tag that is followed."""
     git_allowed_signers_path: Path | None = None
@@ -107,11 +112,26 @@ class Settings(BaseSettings):
     serve_port: Port = 8100
     """Port of Serve's HTTP proxy."""
     listen_host: str = "127.0.0.1"
-    """Address of the front door; loopback only, because it checks no keys yet."""
+    """Address of the front door. Beyond loopback it needs a key: `reconcile keys add`."""
     listen_port: Port = 4000
     """Port of the front door."""
     activator_port: Port = 4001
     """Port of the part of the front door that runs inside the reconciler, on loopback."""
+    api_host: str = "127.0.0.1"
+    """Address of the management API and the page. Beyond loopback there must be an admin key first."""
+    api_port: Port = 4002
+    """Port of the management API and the page."""
+    api_allowed_hosts: tuple[str, ...] = ()
+    """Names that clients may call the API by, `*.example.org` for all below; the default is the names of loopback,
+    and api_host."""
+    api_cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the API with a key; CORS is off without."""
+    tls_cert_path: Path | None = None
+    """Certificate chain of the front door and the API; without it they speak plain HTTP."""
+    tls_key_path: Path | None = None
+    """The certificate's private key."""
+    revision_header: bool = False
+    """Answers of models say in `X-Reconcile-Revision` which revision of the source they come from."""
     engine: Literal["auto", "cpu", "cuda"] = "auto"
     """The build of the engine; auto looks for a GPU on this machine."""
     simulate_gpus: bool = False
@@ -159,15 +179,11 @@ class Settings(BaseSettings):
     """auto: text on a terminal, JSON lines elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("listen_host")
-    @classmethod
-    def _only_loopback(cls, host: str) -> str:
-        # The front door checks no keys yet, so it may not be reachable from elsewhere.
-        if host not in ("localhost", "::1") and not host.startswith("127."):
-            raise ValueError(
-                f"{host} is not loopback, and the front door checks no keys: put a proxy that does in front"
-            )
-        return host
+    @model_validator(mode="after")
+    def _both_or_none(self) -> "Settings":
+        if (self.tls_cert_path is None) != (self.tls_key_path is None):
+            raise ValueError("tls_cert_path and tls_key_path go together")
+        return self
 
     @classmethod
     def settings_customise_sources(

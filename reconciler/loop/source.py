@@ -44,9 +44,21 @@ def make_git(settings: Settings) -> GitSource:
     Raises:
         SourceSettingsError: It cannot be meant so.
     """
+    try:
+        return GitSource(git_options(settings))
+    except GitError as error:
+        raise SourceSettingsError(f"the git source cannot be used: {error}") from error
+
+
+def git_options(settings: Settings) -> GitOptions:
+    """Which repository is followed, and how; not checked.
+
+    Raises:
+        SourceSettingsError: There is none.
+    """
     if not settings.git_url:
         raise SourceSettingsError("source is git, and git_url does not say which repository")
-    options = GitOptions(
+    return GitOptions(
         url=settings.git_url,
         folder=settings.state_dir / FOLDER,
         ref=settings.git_ref,
@@ -62,10 +74,6 @@ def make_git(settings: Settings) -> GitSource:
         timeout=settings.git_timeout,
         max_mib=settings.git_max_mib,
     )
-    try:
-        return GitSource(options)
-    except GitError as error:
-        raise SourceSettingsError(f"the git source cannot be used: {error}") from error
 
 
 def at(source: Source) -> Callable[[str], Awaitable[Snapshot]] | None:
