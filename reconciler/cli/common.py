@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from reconciler.core.plan import Plan
 from reconciler.core.rollback import RollbackError
 from reconciler.host import log as logging
+from reconciler.host.event_feed import EventFeed
 from reconciler.host.settings import Settings, load
 from reconciler.loop.running import RefusedError
 from reconciler.loop.weights import make_weights
@@ -57,10 +58,17 @@ def no_answer(error: Exception) -> NoReturn:
     )
 
 
-def configure_log(settings: Settings) -> None:
-    """Log as the operator wants it: for a person on a terminal, else as JSON lines."""
+def configure_log(settings: Settings, *, keep: bool = False, feed: EventFeed | None = None) -> None:
+    """Log as the operator wants it: for a person on a terminal, else as JSON lines.
+
+    Args:
+        settings: The operator's.
+        keep: Write the log file too, as the one reconciler of the state directory.
+        feed: Takes every event as well.
+    """
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
-    logging.configure(json_lines=as_json, level=settings.log_level)
+    file = settings.state_dir / "logs" / "reconciler.log" if keep else None
+    logging.configure(json_lines=as_json, level=settings.log_level, file=file, feed=feed)
 
 
 def quiet(settings: Settings) -> None:

@@ -15,6 +15,7 @@ from reconciler.cli.by_hand_commands import load, pin, unload, unpin
 from reconciler.cli.edge_commands import edge
 from reconciler.cli.history_commands import history, rollback
 from reconciler.cli.lock_commands import lock, unlock
+from reconciler.cli.logs_commands import logs
 from reconciler.cli.options import CONTEXT, merged, shared_options
 from reconciler.cli.plan_commands import apply, plan
 from reconciler.cli.remove_commands import remove
@@ -49,6 +50,7 @@ Examples:
   reconcile history qwen3-0.6b       what became of a model, and which commit did it
   reconcile rollback qwen3-0.6b      back to the version before
   reconcile suspend --all --for 1h   leave everything exactly as it is
+  reconcile logs qwen3-0.6b -f       what it, Serve and vLLM log, by time
 
 Settings come from options, RECONCILE_* variables or reconcile.toml; see docs/settings.md.
 """
@@ -322,7 +324,8 @@ def fit(
 
 
 for command in (
-    plan, apply, load, unload, pin, unpin, suspend, resume, history, rollback, remove, sync, lock, unlock, edge
+    plan, apply, load, unload, pin, unpin, suspend, resume, history, rollback, remove, sync, lock, unlock, logs,
+    edge,
 ):  # fmt: skip
     cli.add_command(command)
 

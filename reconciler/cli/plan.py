@@ -99,7 +99,7 @@ def apply(settings: Settings, file: Path, *, output: str) -> int:
     saved = _load(file)
     try:
         with exclusive(settings.state_dir), download_bars() as show:
-            configure_log(settings)
+            configure_log(settings, keep=True)
             look = run_to_end(_apply(settings, saved, show))
     except NoLeaseError as error:
         return no_lease(error)

@@ -64,7 +64,7 @@ def converge(settings: Settings, wishes: Wishes, *, output: str) -> int:
     options = _options(settings, wishes)
     try:
         with exclusive(settings.state_dir), download_bars() as show:
-            configure_log(settings)
+            configure_log(settings, keep=True)
             look = run_to_end(service.converge_once(settings, options, show))
     except NoLeaseError as error:
         return no_lease(error)

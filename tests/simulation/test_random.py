@@ -5,6 +5,7 @@
 of steps plays the same story again.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -199,7 +200,8 @@ class Story:
         elif kind == "delete" and ours:
             world.delete(pick(ours))
         elif kind == "meddle" and ours:
-            world.serve.meddle(pick(ours))
+            with contextlib.suppress(ServeUnreachableError):  # Nor does it answer others.
+                world.serve.meddle(pick(ours))
         elif kind == "edge":
             world.edge_counts = not world.edge_counts
         elif kind == "unreadable":
