@@ -26,6 +26,9 @@ Options:
   --cpu, --gpu      install this engine; without either, the GPU engine where NVML finds a GPU, else the CPU one
   --install-only    stop after the install
   --ray-only        stop once Ray runs
+  --ray-foreground  start Ray and stay until it ends or SIGTERM ends it: for systemd and other supervisors (docs/services.md);
+                    installs nothing
+  --ray-worker HOST:PORT  the same for a node that joins the Ray at that address; needs the head's token
   --stop            end the reconciler, the front door and the Ray that was started here
   --test [ARG...]   install the CPU engine and the developer's tools, run all checks and tests;
                     everything after --test goes to pytest
@@ -48,6 +51,7 @@ Environment (all optional):
   RECONCILE_HAPROXY_METRICS_PORT  port of Serve's HAProxy metrics               (9101)
   RECONCILE_SERVE_PORT          port of Serve's HAProxy                         (8100)
   RECONCILE_FALLBACK_PORT       port of Serve's fallback proxy                  (8500)
+  RECONCILE_RUN_DIR             short folder, yours alone, for Ray's sockets and sessions  (one in /tmp)
   RECONCILE_RAY_ARGS            more arguments for `ray start`, e.g. "--num-gpus=2"
   RECONCILE_FAST_START          0: load models without what saves seconds and costs memory  (1, without RAY_ADDRESS)
   NO_COLOR                      no colours
@@ -222,7 +226,8 @@ install() {
         step "making the Python environment: .venv, $("$python" -V)"
         run_logged "$python" -m venv "$VENV"
     fi
-    printf '%s\n' "$ENGINE" > "$VENV/.engine"
+    # Not where it says so already: an installed environment may be read-only.
+    if [[ ! -f $VENV/.engine || $(< "$VENV/.engine") != "$ENGINE" ]]; then printf '%s\n' "$ENGINE" > "$VENV/.engine"; fi
     install_engine
     install_project
     if [[ $MODE == test ]]; then install_tools; fi
@@ -264,32 +269,55 @@ ray_processes() {
         }'
 }
 
-our_ray_runs() {
-    local pid
+# is_program PID NAME : the process is alive, and its command line has the name in it.
+is_program() { grep -q "$2" < <(tr '\0' ' ' 2> /dev/null < "/proc/$1/cmdline"); }
+
+# vital_processes : "PID NAME" of each of ours without which this node is none: the cluster's (of a head), the node's.
+vital_processes() {
+    local pid name
     for pid in $(ray_processes); do
-        if tr '\0' ' ' 2> /dev/null < "/proc/$pid/cmdline" | grep -q gcs_server; then return 0; fi
+        for name in gcs_server raylet/raylet; do
+            if is_program "$pid" "/$name "; then echo "$pid $name"; fi
+        done
     done
-    return 1
+}
+
+our_ray_runs() {
+    local name=gcs_server
+    if [[ -n $HEAD ]]; then name=raylet/raylet; fi
+    [[ "$(vital_processes) " == *" $name"[[:space:]]* ]]
 }
 
 # A short private folder for sockets: a Unix socket's path may have 107 characters, and Ray's own parts of it (session
 # and node names) take up to 80 of them, so .reconcile/ may lie too deep.
 make_socket_dir() {
-    SOCKETS=/tmp/reconcile-$UID-$(printf '%s' "$STATE" | sha256sum | cut -c 1-6)
+    if [[ -n ${RECONCILE_RUN_DIR:-} && ${#RECONCILE_RUN_DIR} -gt 26 ]]; then
+        die "RECONCILE_RUN_DIR has more than 26 characters, which leaves too few for the names of Ray's sockets"
+    fi
+    SOCKETS=${RECONCILE_RUN_DIR:-/tmp/reconcile-$UID-$(printf '%s' "$STATE" | sha256sum | cut -c 1-6)}
     mkdir -m 0700 "$SOCKETS" 2> /dev/null || true
     # Somebody else may have made it first: /tmp is everybody's.
     if [[ -L $SOCKETS || ! -d $SOCKETS || ! -O $SOCKETS ]]; then
-        die "$SOCKETS is not a folder of yours; remove it, or set another RECONCILE_STATE_DIR"
+        die "$SOCKETS is not a folder of yours; remove it, or set another RECONCILE_RUN_DIR"
     fi
     chmod 0700 "$SOCKETS"
 }
 
 # The token lies in a file that only its owner can read. It is never an argument, and never in an environment.
 make_token() {
+    if [[ -n $HEAD && ! -s $STATE/ray-token ]]; then
+        die "$STATE/ray-token is missing: copy the file of that name from the head's state directory, mode 0600"
+    fi
     if [[ ! -s $STATE/ray-token ]]; then
         (umask 077 && od -An -N 32 -t x1 /dev/urandom | tr -d ' \n' > "$STATE/ray-token")
     fi
     chmod 0600 "$STATE/ray-token"
+}
+
+# Ray is to be reached from other machines: by an address of its own, or because it joins one.
+has_other_nodes() {
+    [[ -n $HEAD ]] ||
+        [[ ${RECONCILE_RAY_ARGS:-} == *--node-ip-address* && ${RECONCILE_RAY_ARGS:-} != *--node-ip-address[=\ ]127.* ]]
 }
 
 # What every part of Ray that is started here sees.
@@ -297,7 +325,7 @@ ray_environment() {
     # Ray binds its gRPC ports to loopback only where it believes that there is no cluster of several machines; on
     # Linux this switch, named for the systems where it is the default, is the way to say so. Without it
     # --node-ip-address=127.0.0.1 is replaced by the machine's outer address.
-    export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0
+    if ! has_other_nodes; then export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0; fi
     export RAY_USAGE_STATS_ENABLED=0
     export RAY_SERVE_ENABLE_HA_PROXY=1
     export RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING=1
@@ -327,6 +355,7 @@ ray_environment() {
     export RAY_worker_niceness=0
     export VLLM_NO_USAGE_STATS=1
     export DO_NOT_TRACK=1
+    unset NOTIFY_SOCKET WATCHDOG_USEC WATCHDOG_PID # what a supervisor gave us is not Ray's
     unset PYTHONDONTWRITEBYTECODE # the second start of a model is faster when the first may keep its bytecode
 }
 
@@ -350,9 +379,14 @@ leave_out_failed_gpus() {
 start_ray() {
     local port=${RECONCILE_RAY_PORT:-6379} dashboard=${RECONCILE_DASHBOARD_PORT:-8265} run arguments=()
     local agent=${RECONCILE_RAY_AGENT_PORT:-52365} client=${RECONCILE_RAY_CLIENT_PORT:-10001}
-    step "starting Ray on 127.0.0.1 (about 10 seconds)"
+    if [[ -n $HEAD ]]; then
+        step "joining the Ray at $HEAD (about 10 seconds)"
+    else
+        step "starting Ray on 127.0.0.1 (about 10 seconds)"
+    fi
     end_processes "$(ray_processes)" # what a Ray that died halfway has left
-    require_free_ports "$port" "$dashboard" "$agent" "$client" \
+    if [[ -z $HEAD ]]; then require_free_ports "$port" "$dashboard" "$client"; fi
+    require_free_ports "$agent" \
         "${RECONCILE_HAPROXY_STATS_PORT:-8404}" "${RECONCILE_HAPROXY_METRICS_PORT:-9101}" \
         "${RECONCILE_FALLBACK_PORT:-8500}" "${RECONCILE_SERVE_PORT:-8100}"
     make_token
@@ -362,6 +396,12 @@ start_ray() {
     printf '%s\n' "$run" > "$STATE/ray/run-id"
     printf '%s\n' "http://127.0.0.1:$dashboard" > "$STATE/ray/dashboard"
     ln -sfn "$SOCKETS/ray/session_latest" "$STATE/ray/session"
+    if [[ -n $HEAD ]]; then
+        arguments+=(--address="$HEAD")
+    else
+        arguments+=(--head --node-ip-address=127.0.0.1 --port="$port" --ray-client-server-port="$client"
+            --dashboard-host=127.0.0.1 --dashboard-port="$dashboard")
+    fi
     if [[ $ENGINE == cpu ]]; then arguments+=(--num-gpus=0); else leave_out_failed_gpus; fi
     # Words of RECONCILE_RAY_ARGS are arguments of their own; the last of two equal options counts.
     # shellcheck disable=SC2206
@@ -374,12 +414,10 @@ start_ray() {
         cd "$STATE"
         # shellcheck disable=SC2016 # the inner shell's $$, which is the session's number
         run_logged setsid --wait bash -c 'echo $$ > ray/session-id; exec "$@"' start-ray \
-            "$VENV/bin/ray" start --head --disable-usage-stats \
-            --node-ip-address=127.0.0.1 --port="$port" \
-            --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" --dashboard-agent-listen-port="$agent" \
-            --ray-client-server-port="$client" --min-worker-port=0 --max-worker-port=0 \
-            --temp-dir="$SOCKETS/ray" "${arguments[@]}"
+            "$VENV/bin/ray" start --disable-usage-stats --dashboard-agent-listen-port="$agent" \
+            --min-worker-port=0 --max-worker-port=0 --temp-dir="$SOCKETS/ray" "${arguments[@]}"
     )
+    if [[ -n $HEAD ]]; then return; fi # `ray start` has waited for the head
     for _ in {1..60}; do
         if port_is_open "$dashboard"; then return; fi
         sleep 0.5
@@ -400,7 +438,7 @@ ensure_ray() {
     fi
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$STATE/ray-token
     # All workers of a Ray that listens on loopback run in our Python, so they can be told to import the reconciler.
-    if [[ ${RECONCILE_RAY_ARGS:-} != *--node-ip-address* ]]; then
+    if ! has_other_nodes; then
         export RECONCILE_FAST_START=${RECONCILE_FAST_START:-1}
     fi
     (
@@ -410,6 +448,45 @@ ensure_ray() {
     ) 9< "$STATE"
     STEP=$((STEP + 1))
     DASHBOARD=$(< "$STATE/ray/dashboard")
+}
+
+# ---------------------------------------------------------------------------------------------- staying with Ray
+
+# A service uses what was installed; a restart at night is no time for an install.
+require_installed() {
+    if [[ ! -x $VENV/bin/reconcile || ! -f $VENV/.engine ]]; then
+        die "nothing is installed in $VENV yet: ./start.sh --install-only"
+    fi
+    ENGINE=$(< "$VENV/.engine")
+}
+
+leave_ray() {
+    "$VENV/bin/python" -m reconciler.host.notify STOPPING=1 || true
+    say "ending Ray"
+    end_processes "$(ray_processes)"
+    rm -f "$STATE/ray/run-id"
+    exit 0
+}
+
+# Ray runs as daemons; a supervisor wants one process that lives as long as it does, and ends it when told to.
+stay_with_ray() {
+    local vital pid name
+    # An array of lines. What is gone by now is missed below.
+    mapfile -t vital < <(vital_processes)
+    trap leave_ray TERM INT
+    "$VENV/bin/python" -m reconciler.host.notify READY=1 "STATUS=${HEAD:-$DASHBOARD}" || true
+    say "Ray runs; SIGTERM ends it"
+    while ((${#vital[@]} > 0)); do
+        for pid in "${vital[@]}"; do
+            name=${pid#* } pid=${pid%% *}
+            if ! is_program "$pid" "/$name "; then break 2; fi
+        done
+        # In the background, because a trap waits for what is in the foreground.
+        sleep 1 &
+        wait $! || true
+    done
+    end_processes "$(ray_processes)"
+    die "Ray has ended (${name:-it was not whole}); its logs are in $STATE/ray/session/logs"
 }
 
 # ---------------------------------------------------------------------------------------------- stopping
@@ -442,7 +519,7 @@ end_processes() {
 pid_of() {
     local pid
     if [[ -f $1 ]] && read -r pid _ < "$1" && [[ $pid =~ ^[0-9]+$ ]] &&
-        tr '\0' ' ' 2> /dev/null < "/proc/$pid/cmdline" | grep -q "$2"; then
+        is_program "$pid" "$2"; then
         echo "$pid"
     fi
 }
@@ -505,7 +582,7 @@ TEXT
 write_environment() {
     export PATH=$VENV/bin:$PATH # vLLM calls ninja by name
     # A Ray that was started here is started here again when it is gone.
-    if [[ -z ${RAY_ADDRESS:-} ]]; then
+    if [[ -z ${RAY_ADDRESS:-} && $MODE != foreground ]]; then # nor where a supervisor does that
         local engine=--cpu
         if [[ $ENGINE != cpu ]]; then engine=--gpu; fi
         RECONCILE_RAY_START_COMMAND=$(printf '%q %s --ray-only' "$REPO/start.sh" "$engine")
@@ -526,7 +603,7 @@ write_environment() {
             RECONCILE_GIT_CA_PATH RECONCILE_GIT_VERIFY RECONCILE_GIT_ALLOWED_SIGNERS_PATH \
             RECONCILE_GIT_GPG_KEYS_PATH RECONCILE_LEASE RECONCILE_RAY_ARGS RECONCILE_RAY_PORT RECONCILE_DASHBOARD_PORT RECONCILE_RAY_AGENT_PORT \
             RECONCILE_RAY_CLIENT_PORT RECONCILE_HAPROXY_STATS_PORT RECONCILE_HAPROXY_METRICS_PORT \
-            RECONCILE_FALLBACK_PORT RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH CUDA_VISIBLE_DEVICES; do
+            RECONCILE_FALLBACK_PORT RECONCILE_RUN_DIR RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH CUDA_VISIBLE_DEVICES; do
             if [[ -n ${!name:-} ]]; then printf 'export %s=%q\n' "$name" "${!name}"; fi
         done
     ) > "$STATE/env"
@@ -586,7 +663,7 @@ watch() {
 # ---------------------------------------------------------------------------------------------- main
 
 main() {
-    ENGINE=auto MODE=run DEMO=no
+    ENGINE=auto MODE=run DEMO=no HEAD=
     while (($# > 0)); do
         case $1 in
             --cpu) ENGINE=cpu ;;
@@ -594,6 +671,15 @@ main() {
             --demo) DEMO=yes ;;
             --install-only) MODE=install ;;
             --ray-only) MODE=ray ;;
+            --ray-foreground) MODE=foreground ;;
+            --ray-worker)
+                MODE=foreground HEAD=${2:-}
+                if [[ ! $HEAD =~ ^[A-Za-z0-9.:_-]+:[0-9]+$ && ! $HEAD =~ ^\[[0-9a-fA-F:]+\]:[0-9]+$ ]]; then
+                    printf 'error: --ray-worker takes the HOST:PORT of a Ray head\n' >&2
+                    exit 2
+                fi
+                shift
+                ;;
             --stop) MODE=stop ;;
             --test)
                 MODE='test'
@@ -631,6 +717,15 @@ main() {
             ;;
     esac
 
+    if [[ $MODE == foreground ]]; then
+        STEPS=1
+        require_installed
+        make_socket_dir
+        unset RAY_ADDRESS # it is what is started here that is looked after
+        ensure_ray
+        if [[ -z $HEAD ]]; then write_environment; fi
+        stay_with_ray
+    fi
     install_locked
     case $MODE in
         install)

@@ -203,6 +203,7 @@ def our_ports(settings: Settings) -> list[OurPort]:
     ports = [
         OurPort(settings.listen_port, "front door", "keys", edge, exclusive=True),
         OurPort(settings.activator_port, "activator", "nothing", reconciler, exclusive=True),
+        OurPort(settings.api_port, "management API", "keys", reconciler, exclusive=True),
         OurPort(settings.serve_port, "Serve's HTTP proxy", "nothing"),
     ]
     ports += [OurPort(_port(name, number), what, guard) for name, (number, what, guard) in _OF_START_SH.items()]

@@ -61,6 +61,8 @@ class Wanted:
 
 def install(settings: Settings, wanted: Wanted) -> int:
     """Write the services. Exit 3 where a file that somebody changed was left as it is."""
+    if not (_REPO / "start.sh").is_file():
+        fail("the services run start.sh, which a package does not have: install from a clone of the repository")
     try:
         where = _installation(settings, wanted)
         kind = _supervisor(wanted)

@@ -102,6 +102,8 @@ class Loop:
         self._asked = asyncio.Lock()
         self._one_look = asyncio.Lock()
         self._turns = 0
+        self.laps = 0
+        """Turns that `watch` began, whatever became of them: it gets on for as long as this grows."""
         self.options = options
         self.last: Look | None = None
         self.ray_missing: Callable[[], None] = nobody
@@ -200,6 +202,7 @@ class Loop:
         """Take turns for ever: often while something is under way, and at least every `resync_seconds`."""
         failures = 0
         while True:
+            self.laps += 1
             try:
                 look = await self.turn(actor, front_door, reporter)
             except Exception as error:  # whatever it is: what serves goes on serving, and so do we

@@ -207,7 +207,7 @@ def test_the_engine_arguments_are_those_that_are_allowed() -> None:
 
 def test_every_command_and_option_is_documented_and_no_other() -> None:
     text = read("commands.md")
-    titles = {match[1]: match[0] for match in re.findall(r"^## (`reconcile ?(\w*).*)$", text, re.MULTILINE)}
+    titles = {match[1]: match[0] for match in re.findall(r"^## (`reconcile ?([\w-]*).*)$", text, re.MULTILINE)}
     assert sorted(titles) == sorted(["", *cli.commands])
     shared = _options_of(cli)
     for name in cli.commands.keys() - {"schema"}:
