@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from reconciler.activator import errors, progress
 from reconciler.activator.directory import Directory, Entry
+from reconciler.activator.guard import Caller
 from reconciler.activator.holding import Holding, Waiter
 from reconciler.activator.inbound import ClientGoneError
 from reconciler.activator.reply import BrokenOffError, Reply
@@ -25,6 +26,7 @@ class Asking:
     """A request that wants a model.
 
     Attributes:
+        caller: Who asks, by the key.
         model: The name that the client used.
         size: Bytes of the body.
         patience: Seconds that the client will wait; None where it did not say.
@@ -33,6 +35,7 @@ class Asking:
         gone: Done when the client has gone.
     """
 
+    caller: Caller
     model: str
     size: int
     patience: float | None
@@ -76,7 +79,7 @@ class Admission:
             ClientGoneError: The client left while it waited.
             BrokenOffError: The server stops; whoever sent the request can send it again.
         """
-        if (found := self._look(asking.model)) is not None and found.application is not None:
+        if (found := self._look(asking)) is not None and found.application is not None:
             return found, found.application
         waiter = Waiter(asking.model, self._clock(), asking.size, follows=asking.streams)
         served = False
@@ -87,18 +90,20 @@ class Admission:
         finally:
             self._holding.leave(waiter, served=served)
 
-    def _look(self, name: str) -> Entry | None:
+    def _look(self, asking: Asking) -> Entry | None:
         """The model, which is up or worth waiting for; None before the first look.
 
         Raises:
-            Refusal: There is no such model, or waiting for it would not help.
+            Refusal: There is no such model, at least for who asks, whose key does not hold any more, or waiting
+                for it would not help.
         """
-        directory = self._directory
+        asking.caller.check()
+        name, directory = asking.model, self._directory
         if not directory.settled:
             return None
         entry = directory.find(name)
-        if entry is None:
-            raise errors.unknown_model(name, directory.near(name))
+        if entry is None or not asking.caller.may_use(entry.name):
+            raise errors.unknown_model(name, asking.caller.visible(directory).near(name))
         if entry.application is None and not entry.holds:
             raise errors.not_up(entry, name)
         return entry
@@ -107,7 +112,7 @@ class Admission:
         said, said_at = "", waiter.arrived
         limit, known = _least(_FIRST_LOOK_SECONDS, asking.patience), False
         while True:
-            entry = self._look(asking.model)
+            entry = self._look(asking)
             if entry is not None and entry.application is not None:
                 return entry, entry.application
             if self._holding.stopped:

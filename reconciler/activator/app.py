@@ -12,6 +12,7 @@ from reconciler.activator.admission import Admission, Asking
 from reconciler.activator.body import Body
 from reconciler.activator.directory import Directory, Entry
 from reconciler.activator.form_body import read_form
+from reconciler.activator.guard import Caller, Guard
 from reconciler.activator.inbound import ClientGoneError, Inbound
 from reconciler.activator.json_body import read_json
 from reconciler.activator.progress import STREAM_PATHS
@@ -19,6 +20,7 @@ from reconciler.activator.reply import BrokenOffError, Reply
 from reconciler.activator.upstream import Call, Upstream, UpstreamDiedError
 from reconciler.activator.usage import Usage
 from reconciler.core.endpoints import FORM_PATHS, ROUTED_PATHS
+from reconciler.core.keys import KeyRing
 from reconciler.core.state import Waiting
 from reconciler.host.log import get_logger
 
@@ -54,12 +56,16 @@ class Activator:
             why it is not.
     """
 
-    def __init__(self, serve_url: str, *, max_body_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self, serve_url: str, *, max_body_bytes: int = 64 << 20, keys: Callable[[], KeyRing] = KeyRing
+    ) -> None:
         """Make the application; `start` opens its connections.
 
         Args:
             serve_url: Serve's HTTP address; a model is reached at `<serve_url>/<application><path>`.
             max_body_bytes: The largest request body that is taken.
+            keys: Gives all keys as they are now, often; without it nobody is asked for one. A `UserError` from it
+                refuses every request.
         """
         self.wake: Callable[[], None] = lambda: None
         self.command: Callable[[str, str], Awaitable[str | None]] = _no_command
@@ -67,6 +73,7 @@ class Activator:
         self._max_body_bytes = max_body_bytes
         self._upstream = Upstream(serve_url)
         self._usage = Usage()
+        self._guard = Guard(keys)
 
     @property
     def directory(self) -> Directory:
@@ -152,16 +159,19 @@ class Activator:
     async def _dispatch(self, request: _Request) -> None:
         if request.path in INFERENCE_PATHS:
             _allow(request, "POST")
-            await self._infer(request)
+            await self._infer(request, self._guard.caller(request.headers))
         elif request.path in _LISTINGS:
             _allow(request, "GET", "HEAD")
-            await request.reply.json(200, listing.models_json(self.directory))
+            directory = self._guard.caller(request.headers).visible(self.directory)
+            await request.reply.json(200, listing.models_json(directory))
         elif request.path.startswith(f"{_MODELS}/"):
             _allow(request, "GET", "HEAD")
             name = request.path.removeprefix(f"{_MODELS}/")
-            await request.reply.json(200, listing.model_json(_entry(self.directory, name), name))
+            directory = self._guard.caller(request.headers).visible(self.directory)
+            await request.reply.json(200, listing.model_json(_entry(directory, name), name))
         elif request.path in _COMMANDS:
             _allow(request, "POST")
+            self._guard.check_operator(request.headers)
             await self._command(request, _COMMANDS[request.path])
         else:
             raise errors.unknown_path(request.path)
@@ -169,22 +179,25 @@ class Activator:
     async def _command(self, request: _Request, verb: str) -> None:
         body = await _read_body(request)
         body.close()
+        # The body may have taken its time.
+        self._guard.check_operator(request.headers)
         reason = await self.command(verb, _entry(self.directory, body.model).name)
         if reason is not None:
             raise errors.command_refused(reason)
         await request.reply.json(200, json.dumps({"success": True}).encode())
 
-    async def _infer(self, request: _Request) -> None:
+    async def _infer(self, request: _Request, caller: Caller) -> None:
         body = await _read_body(request)
         gone = asyncio.create_task(request.inbound.gone())
         try:
-            entry, application = await self._admission.admit(_asking(request, body, gone))
+            entry, application = await self._admission.admit(_asking(request, caller, body, gone))
             # Between the look at the directory and this count nothing is awaited, so that whoever routes away from
             # an application and then sees no request in flight for it may remove it.
             with self._usage.request(application):
                 commented = request.reply.commented
                 call = Call(
                     application=application,
+                    key=caller.fingerprint,
                     model=body.model,
                     path=request.path,
                     query=request.query,
@@ -211,9 +224,10 @@ class Activator:
             await asyncio.gather(relay, return_exceptions=True)
 
 
-def _asking(request: _Request, body: Body, gone: asyncio.Task[None]) -> Asking:
+def _asking(request: _Request, caller: Caller, body: Body, gone: asyncio.Task[None]) -> Asking:
     streams = body.streams and request.path in STREAM_PATHS
     return Asking(
+        caller=caller,
         model=body.model,
         size=body.size,
         patience=patience.stated(request.headers, streams=streams),

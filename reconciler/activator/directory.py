@@ -1,7 +1,7 @@
 """What the activator knows about models: an immutable snapshot that the loop replaces whole. Pure data."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -84,10 +84,20 @@ class Directory:
         for entry in self.entries:
             for other in (*entry.aliases, *entry.adapters):
                 self._by_name.setdefault(other, entry)
-        # Two names may differ by case only; the first one speaks for both.
-        self._by_folded: dict[str, str] = {}
-        for name in self._by_name:
-            self._by_folded.setdefault(name.casefold(), name)
+        self._by_folded = _folded(self._by_name)
+
+    def only(self, allowed: Callable[[str], bool]) -> "Directory":
+        """The same, for somebody who may know of some models only. A name stands for the same model or for none.
+
+        Args:
+            allowed: Whether the model of that own name is one of them.
+        """
+        part = Directory(settled=self.settled)
+        part.entries = tuple(entry for entry in self.entries if allowed(entry.name))
+        # Not made anew of those entries: one's alias may be hidden behind the name of a model that is left out.
+        part._by_name = {name: entry for name, entry in self._by_name.items() if allowed(entry.name)}
+        part._by_folded = _folded(part._by_name)
+        return part
 
     def find(self, name: str) -> Entry | None:
         """The model of that name or alias, or with that adapter."""
@@ -98,3 +108,11 @@ class Directory:
         folded = name[:_LONGEST_NAME_COMPARED].casefold()
         matches = difflib.get_close_matches(folded, self._by_folded, n=_MAX_NEAR, cutoff=_NEAR_ENOUGH)
         return tuple(self._by_folded[match] for match in matches)
+
+
+def _folded(names: Iterable[str]) -> dict[str, str]:
+    # Two names may differ by case only; the first one speaks for both.
+    folded: dict[str, str] = {}
+    for name in names:
+        folded.setdefault(name.casefold(), name)
+    return folded

@@ -9,6 +9,7 @@ from reconciler.activator.directory import Entry
 _LONGEST_NAME_SHOWN = 200
 _UPSTREAM_RETRY_AFTER = 2.0
 _STARTING_RETRY_AFTER = 2.0
+_KEYS_RETRY_AFTER = 5.0
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
@@ -43,6 +44,28 @@ def unknown_model(name: str, near: tuple[str, ...]) -> Refusal:
     if near:
         message += f" Did you mean: {', '.join(repr(other) for other in near)}?"
     return Refusal(404, message, code="model_not_found", param="model")
+
+
+def invalid_key(*, given: bool) -> Refusal:
+    """The request needs a key, and has none that is valid."""
+    message = (
+        "The API key is not valid: it is unknown, revoked or expired."
+        if given
+        else "An API key is needed, one: in `Authorization: Bearer KEY` or in `X-Api-Key: KEY`."
+    )
+    return Refusal(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def insufficient_scope(scope: str) -> Refusal:
+    """The key is valid, and not for this."""
+    return Refusal(403, f"This needs a key of the scope {scope}.", code="insufficient_scope")
+
+
+def keys_unavailable() -> Refusal:
+    """It cannot be told who may come in; the log says why."""
+    return _unavailable(
+        "The server cannot check keys at the moment.", code="keys_unavailable", seconds=_KEYS_RETRY_AFTER
+    )
 
 
 def not_up(entry: Entry, asked: str) -> Refusal:

@@ -18,6 +18,8 @@ _IN_SECONDS_BELOW = 120
 # Anthropic's own names; what is not among them is an `api_error`.
 _ANTHROPIC_KINDS = {
     400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",

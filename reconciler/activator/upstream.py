@@ -34,6 +34,7 @@ class Call:
 
     Attributes:
         application: The Serve application, which is also its route.
+        key: The fingerprint of the client's key, for the log; empty where none was asked for.
         model: The name the client used, for errors.
         path: One of the closed list of inference paths.
         query: The raw query string.
@@ -42,6 +43,7 @@ class Call:
     """
 
     application: str
+    key: str
     model: str
     path: str
     query: bytes
@@ -125,6 +127,7 @@ def _log_failure(event: str, call: Call, reply: Reply, error: Exception) -> None
     get_logger().warning(
         event,
         application=call.application,
+        key=call.key,
         path=call.path,
         request_id=reply.request_id,
         error=f"{type(error).__name__}: {error}",

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,8 +12,10 @@ import click
 from reconciler.cli.common import ERROR, OK, configure_log, fail
 from reconciler.cli.run import run_to_end
 from reconciler.cli.show import print_json
+from reconciler.host.key_file import KeyFile
 from reconciler.host.settings import Settings
 from reconciler.loop.assemble import find_edge, make_edge
+from reconciler.loop.exposed import check_exposure
 from reconciler.loop.follow import follow as follow_reconciler
 
 
@@ -51,6 +54,8 @@ async def _follow(settings: Settings, url: str, token: Path, name: str, listen_p
 async def _edge(settings: Settings, verb: str, output: str) -> int:
     door = await find_edge(settings)
     if verb == "start":
+        check_exposure(settings, front_door_alone=True)
+        await door.set_keys(KeyFile(settings.state_dir).ring(), time.time())
         click.echo("started" if await door.ensure_running() else "it runs already")
         return OK
     if verb == "stop":

@@ -16,6 +16,7 @@ from reconciler.cli.doctor_commands import doctor
 from reconciler.cli.edge_commands import edge
 from reconciler.cli.history_commands import history, rollback
 from reconciler.cli.install_service_commands import install_service, uninstall_service
+from reconciler.cli.keys_commands import keys
 from reconciler.cli.lock_commands import lock, unlock
 from reconciler.cli.logs_commands import logs
 from reconciler.cli.options import CONTEXT, merged, shared_options
@@ -53,6 +54,7 @@ Examples:
   reconcile rollback qwen3-0.6b      back to the version before
   reconcile suspend --all --for 1h   leave everything exactly as it is
   reconcile logs qwen3-0.6b -f       what it, Serve and vLLM log, by time
+  reconcile keys add alice           a key for the models; --scope admin: for the page
   reconcile doctor                   what is wrong with this machine, and what to do
 
 Settings come from options, RECONCILE_* variables or reconcile.toml; see docs/settings.md.
@@ -328,7 +330,7 @@ def fit(
 
 for command in (
     plan, apply, load, unload, pin, unpin, suspend, resume, history, rollback, remove, sync, lock, unlock, logs,
-    edge, doctor, install_service, uninstall_service,
+    keys, edge, doctor, install_service, uninstall_service,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -31,9 +31,11 @@ from reconciler.core.render import RenderError
 from reconciler.core.turn import Options, Wishes
 from reconciler.daemon.watch import watch as stay
 from reconciler.edge.edge import EdgeStartError, EdgeUnreachableError
+from reconciler.host.event_feed import EventFeed
 from reconciler.host.lock import AlreadyRunningError, exclusive
 from reconciler.host.settings import Settings
 from reconciler.loop import service
+from reconciler.loop.exposed import check_exposure
 from reconciler.loop.lease import NoLeaseError
 from reconciler.loop.loop import Look
 from reconciler.loop.running import RefusedError, ask_running
@@ -65,6 +67,7 @@ def converge(settings: Settings, wishes: Wishes, *, output: str) -> int:
     try:
         with exclusive(settings.state_dir), download_bars() as show:
             configure_log(settings, keep=True)
+            check_exposure(settings, front_door_alone=True)
             look = run_to_end(service.converge_once(settings, options, show))
     except NoLeaseError as error:
         return no_lease(error)
@@ -97,12 +100,14 @@ def no_lease(error: NoLeaseError) -> int:
 
 def watch(settings: Settings, wishes: Wishes) -> int:
     """Stay and keep the cluster as the files want it."""
-    configure_log(settings)
+    feed = EventFeed()
     try:
         with exclusive(settings.state_dir):
+            configure_log(settings, keep=True, feed=feed)
+            check_exposure(settings)
             check_source(settings)
             settings.remember()
-            run_to_end(stay(settings, _options(settings, wishes)))
+            run_to_end(stay(settings, _options(settings, wishes), feed))
     except AlreadyRunningError as running:
         fail(f"a reconciler is running already in {settings.state_dir} (process {running.pid})")
     return OK

@@ -9,6 +9,7 @@ from typing import Any
 
 from reconciler.core.diff import Effect, FieldChange
 from reconciler.core.plan import Action
+from reconciler.core.secrets import without_secrets
 
 HOLD, REFUSAL = "hold", "refusal"
 MAX_FIELDS, MAX_VALUE, MAX_TEXT, MAX_MODELS = 50, 200, 600, 200
@@ -17,10 +18,6 @@ ACTIONS = frozenset(action.value for action in Action)
 """What happens to models, beside which there are holds, refusals and commands."""
 _SECRET_PATH = re.compile(
     r"env_vars|(?i:token(?!iz|s\b|_?threshold)|secret|passw|credential|api_?key|authorization)"
-)
-_SECRET = re.compile(
-    r"hf_[A-Za-z0-9]{8,}|gh[a-z]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}"
-    r"|(?<=://)[^/@\s'\"]+(?=@)|(?<=[Bb]earer )\S+"
 )
 
 
@@ -128,7 +125,7 @@ def is_sound(entry: Entry) -> bool:
 
 def cleaned(text: str, limit: int = MAX_TEXT) -> str:
     """Text from elsewhere, fit for a terminal and a file: printable, without what looks like a secret, short."""
-    text = _SECRET.sub("***", text[: 4 * limit])
+    text = without_secrets(text[: 4 * limit])
     if not text.isprintable():
         # Invisible marks can turn a line around; blanks of all kinds are just that.
         spaced = " ".join(text.split())
@@ -138,7 +135,7 @@ def cleaned(text: str, limit: int = MAX_TEXT) -> str:
 
 def looks_secret(text: str) -> bool:
     """Something in it looks like a token or a password."""
-    return _SECRET.search(text) is not None
+    return without_secrets(text) != text
 
 
 def field_of(change: FieldChange) -> Field:

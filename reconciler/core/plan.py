@@ -92,6 +92,8 @@ class Change:
     """What has to be fetched for it first."""
     memory: Memory | None = None
     """What the version that comes will take; None where that is not known."""
+    for_room: bool = False
+    """It goes, though it need not, so that another one has room."""
 
 
 @dataclass(frozen=True, slots=True)

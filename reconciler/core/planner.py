@@ -175,6 +175,7 @@ def _plan_unload(turn: Turn, target: Target, want: Want) -> None:
             old=routed or turn.live[target.model][0].name,
             phase="" if routed is not None else "draining",
             file=target.file,
+            for_room=not rests,
         )
     )
     let_go(turn, target.model, why)

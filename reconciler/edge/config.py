@@ -46,23 +46,25 @@ def render_config(template_text: str, options: EdgeOptions) -> str:
             body_buffer_bytes=options.body_buffer_bytes,
             max_connections=options.max_connections,
             threads=options.threads,
+            tls=options.tls_cert is not None,
+            revision_header=options.revision_header,
         )
     except jinja2.TemplateError as error:
         raise ValueError(f"edge.cfg.j2: {error}") from error
 
 
-def fingerprint(config_text: str) -> str:
-    """What tells one configuration, replies included, from another: 16 hexadecimal digits."""
-    parts = [config_text, *(text for _, text in sorted(reply_files().items()))]
+def fingerprint(config_text: str, pem: str = "") -> str:
+    """What tells one configuration, replies and certificate included, from another: 16 hexadecimal digits."""
+    parts = [config_text, pem, *(text for _, text in sorted(reply_files().items()))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def stamp(config_text: str) -> str:
+def stamp(config_text: str, pem: str = "") -> str:
     """The configuration with its fingerprint as HAProxy's `description`, which a running process can be asked for.
 
     The file on disk says what should run; after a failed reload that is not what does.
     """
-    return f"{config_text.rstrip()}\n\nglobal\n    description {fingerprint(config_text)}\n"
+    return f"{config_text.rstrip()}\n\nglobal\n    description {fingerprint(config_text, pem)}\n"
 
 
 def _check(options: EdgeOptions) -> None:
@@ -80,6 +82,8 @@ def _check(options: EdgeOptions) -> None:
         )
     if options.max_connections < 1 or options.threads < 0:
         raise ValueError("max_connections must be at least 1 and threads at least 0")
+    if options.tls_key is not None and options.tls_cert is None:
+        raise ValueError(f"there is a key for TLS, {options.tls_key}, and no certificate")
 
 
 def _address(value: tuple[str, int]) -> str:

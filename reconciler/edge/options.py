@@ -9,7 +9,7 @@ class EdgeOptions:
     """What one edge is started with.
 
     Attributes:
-        folder: Its state: edge.cfg, routes.map, edge.sock, edge.pid, edge.log, edge.lock and errors/.
+        folder: Its state: edge.cfg, its maps, edge.pem, edge.sock, edge.pid, edge.log, edge.lock and errors/.
         listen_host: The address of the front door. Only loopback unless the operator decides otherwise.
         listen_port: Its port.
         activator_host: Where everything goes that names no hot model.
@@ -20,6 +20,9 @@ class EdgeOptions:
             bookkeeping) for its `model` to be found wherever it stands in the body.
         max_connections: Client connections at one time; further ones wait in the kernel's queue.
         threads: HAProxy's threads; 0 leaves the number to it.
+        tls_cert: A PEM file with the certificate and its chain: the front door speaks TLS, and nothing else.
+        tls_key: A PEM file with its key; None where `tls_cert` holds it too.
+        revision_header: Responses of hot models say which commit the model comes from.
     """
 
     folder: Path
@@ -32,6 +35,9 @@ class EdgeOptions:
     body_buffer_bytes: int = 262144
     max_connections: int = 4096
     threads: int = 0
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    revision_header: bool = False
 
     @property
     def config_file(self) -> Path:
@@ -39,9 +45,9 @@ class EdgeOptions:
         return self.folder / "edge.cfg"
 
     @property
-    def routes_file(self) -> Path:
-        """Model name to application, as the process reads it when it starts."""
-        return self.folder / "routes.map"
+    def pem_file(self) -> Path:
+        """Certificate and key as HAProxy reads them, where the front door speaks TLS."""
+        return self.folder / "edge.pem"
 
     @property
     def socket_file(self) -> Path:

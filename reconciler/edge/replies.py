@@ -13,10 +13,23 @@ class _Reply:
     kind: str
     message: str
     retry: bool = False
+    header: str = ""
 
 
 _REPLIES = {
     "bad_request": _Reply("400 Bad Request", "invalid_request_error", "The request is not valid HTTP."),
+    "invalid_api_key": _Reply(
+        "401 Unauthorized",
+        "invalid_request_error",
+        "This needs a valid key, as `Authorization: Bearer KEY` or `X-Api-Key: KEY`.",
+        header="WWW-Authenticate: Bearer",
+    ),
+    "rate_limit_exceeded": _Reply(
+        "429 Too Many Requests",
+        "rate_limit_error",
+        "This key has as many requests, at a time or in a minute, as it may have. Try again.",
+        retry=True,
+    ),
     "request_timeout": _Reply(
         "408 Request Timeout", "invalid_request_error", "The request did not arrive within 60 seconds."
     ),
@@ -52,6 +65,8 @@ def _render(code: str, reply: _Reply) -> str:
         f"Content-Length: {len(body.encode())}",
         "Cache-Control: no-store",
     ]
+    if reply.header:
+        head.append(reply.header)
     if reply.retry:
         head.append(f"Retry-After: {RETRY_AFTER_SECONDS}")
     return "\r\n".join([*head, "", body])

@@ -6,12 +6,13 @@ connections, `@!<pid>` for one that is finishing its last requests after a reloa
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.edge import maps, usage
+from reconciler.edge import maps
 from reconciler.edge.errors import EdgeUnreachableError
+from reconciler.edge.usage import KEY_TABLE, TABLE, KeyCount, Usage, parse_key_table, parse_table
 
 CURRENT = "@1"
 """The worker that accepts connections."""
@@ -107,9 +108,9 @@ class RuntimeApi:
         answer = await self.ask("reload")
         return None if answer.startswith("Success=1") else answer
 
-    async def routes(self, worker: str = CURRENT) -> dict[str, str]:
-        """Model name to application, as that worker has it."""
-        return maps.parse_entries(await self.ask(f"{worker} show map {maps.MAP_NAME}"))
+    async def entries(self, name: str, worker: str = CURRENT) -> dict[str, str]:
+        """The map of that name, as that worker has it."""
+        return maps.parse_entries(await self.ask(f"{worker} show map {name}"))
 
     async def tell(self, commands: Iterable[str], worker: str = CURRENT) -> None:
         """Send commands to one worker, many at a time. What became of them has to be read back."""
@@ -123,10 +124,21 @@ class RuntimeApi:
         if line:
             await self.ask(line)
 
-    async def usage(self, worker: str = CURRENT) -> dict[str, usage.Usage]:
+    async def usage(self, worker: str = CURRENT) -> dict[str, Usage]:
         """What that worker has counted, by application."""
-        return usage.parse_table(await self.ask(f"{worker} show table {usage.TABLE}"))
+        return parse_table(await self.ask(f"{worker} show table {TABLE}"))
 
     async def touch(self, applications: Iterable[str]) -> None:
         """Make these applications used at this moment, in the worker that accepts connections."""
-        await self.tell(f"set table {usage.TABLE} key {name}" for name in applications)
+        await self.tell(f"set table {TABLE} key {name}" for name in applications)
+
+    async def key_counts(self) -> dict[str, KeyCount]:
+        """What the worker that accepts connections has counted, by a key's fingerprint."""
+        return parse_key_table(await self.ask(f"{CURRENT} show table {KEY_TABLE}"))
+
+    async def set_key_counts(self, counts: Mapping[str, KeyCount]) -> None:
+        """Make that worker go on from these."""
+        await self.tell(
+            f"set table {KEY_TABLE} key {key} data.http_req_cnt {count.requests} data.http_req_rate {count.rate}"
+            for key, count in counts.items()
+        )

@@ -23,6 +23,7 @@ from reconciler.host.lock import holder
 
 _RUNNING_FILE = "running.json"
 Port = Annotated[int, Field(ge=1, le=65535)]
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9.:-]{1,253}$")]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -61,8 +62,8 @@ class Settings(BaseSettings):
     git_ca_path: Path | None = None
     """Authorities for https, instead of the system's."""
     git_push_branch: str = ""
-    """Branch that a change over the API or the page is pushed to, like `reconcile/{model}`; `{model}` is the file's
-    name without its suffix. Empty: a change is given back as a patch."""
+    """Branch that a change over the API or the page is pushed to, like `reconcile/{model}`, where `{model}` is the
+    file's name without its suffix. Empty: a change is given back as a patch."""
     git_push_token_path: Path | None = None
     """File with the token for pushing over https; without it, it is the one for reading."""
     git_verify: Literal["no", "head", "tag"] = "no"
@@ -111,13 +112,13 @@ class Settings(BaseSettings):
     """Address that Serve's HTTP proxy listens on, and where the edge finds it."""
     serve_port: Port = 8100
     """Port of Serve's HTTP proxy."""
-    listen_host: str = "127.0.0.1"
+    listen_host: Host = "127.0.0.1"
     """Address of the front door. Beyond loopback it needs a key: `reconcile keys add`."""
     listen_port: Port = 4000
     """Port of the front door."""
     activator_port: Port = 4001
     """Port of the part of the front door that runs inside the reconciler, on loopback."""
-    api_host: str = "127.0.0.1"
+    api_host: Host = "127.0.0.1"
     """Address of the management API and the page. Beyond loopback there must be an admin key first."""
     api_port: Port = 4002
     """Port of the management API and the page."""

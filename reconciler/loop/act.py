@@ -38,6 +38,10 @@ log = get_logger()
 _EVENTS = {Do.START: "model.start", Do.UPDATE: "model.update", Do.REMOVE: "model.remove"}
 
 
+def _nothing(_model: str) -> None:
+    """Whom to tell where nobody asked."""
+
+
 class Actor:
     """Does what plans say.
 
@@ -94,6 +98,8 @@ class Actor:
         self.may_write = may_write
         self._wake = wake
         self._probes: dict[str, asyncio.Task[None]] = {}
+        self.evicted: Callable[[str], None] = _nothing
+        """Called with a model that was removed to make room."""
 
     async def act(self, plan: Plan, desired: Desired, observed: Observed) -> None:
         """Carry out the steps of `plan`.
@@ -284,8 +290,11 @@ class Actor:
                 log.info(_EVENTS[step.do], model=step.model, application=step.application, cause=step.why)
         self._memory.will_put(wanted)
         await self._send(body)
+        for_room = {change.model for change in plan.changes if change.for_room}
         for step in plan.steps:
             if step.do is Do.REMOVE:
+                if step.model in for_room:
+                    self.evicted(step.model)
                 self._after_stop.follow(observed.applications[step.application])
 
     async def _valid(

@@ -8,11 +8,13 @@ from urllib.parse import urlsplit
 
 from reconciler.activator.app import Activator
 from reconciler.core.fitting import Fitter
+from reconciler.core.render import Renderer
 from reconciler.core.sleep import sleep_budget
 from reconciler.core.spec import Task
 from reconciler.core.turn import Options
 from reconciler.edge.edge import Edge, EdgeStartError
 from reconciler.edge.options import EdgeOptions
+from reconciler.host.key_file import KeyFile
 from reconciler.host.main_memory import available_bytes, total_bytes
 from reconciler.host.settings import Settings
 from reconciler.host.templates import read_template
@@ -23,7 +25,7 @@ from reconciler.loop.edges import Edges
 from reconciler.loop.engine_memory import EngineMemory
 from reconciler.loop.fixed_prompt import ask_fixed
 from reconciler.loop.front_door import FrontDoor
-from reconciler.loop.gpus import gpu_observer
+from reconciler.loop.gpus import GpuObserver, gpu_observer
 from reconciler.loop.journal import Journal
 from reconciler.loop.lease import Keeper, make_keeper
 from reconciler.loop.load_times import LoadTimes
@@ -65,6 +67,12 @@ class Parts:
     suspensions: SuspensionStore
     rollbacks: RollbackStore
     lease: Keeper
+    client: ServeClient
+    journal: Journal
+    renderer: Renderer
+    gpus: GpuObserver | None
+    sleeping: Sleeping | None
+    keys: KeyFile
 
 
 @contextlib.asynccontextmanager
@@ -98,10 +106,12 @@ async def assembled(
         lease = Keeper(None, "", "", reason) if read_only else make_keeper(settings, client, reason)
         serve_url = f"http://{settings.serve_host}:{port}"
         edge = Edges(make_edge(settings, port), settings.state_dir)
-        activator = Activator(serve_url)
+        keys = KeyFile(settings.state_dir)
+        activator = Activator(serve_url, keys=keys.ring)
         weights = make_weights(settings, read_only=read_only, ask_hub=ask_hub)
         facts = make_facts(settings, read_only=read_only, ask_hub=ask_hub)
         sleeping = _sleeping(settings, client, memory, serve_url)
+        gpus = gpu_observer(settings, client, memory)
         observer = Observer(
             client,
             edge,
@@ -113,13 +123,14 @@ async def assembled(
             sleeping=sleeping,
             sleep_budget=sleep_budget(settings.sleep_memory_gib, total_bytes()),
             activator=activator if with_activator else None,
-            gpus=gpu_observer(settings, client, memory),
+            gpus=gpus,
             main_memory=available_bytes if _is_here(settings.ray_dashboard) else None,
         )
         source = source or make_source(settings)
         renderer = make_renderer(settings)
         measuring = Measuring(settings.state_dir, read_only=read_only)
         fitter = Fitter(renderer, platform_of(settings), measuring)
+        journal = Journal(settings.state_dir)
         loop = Loop(
             source,
             renderer,
@@ -131,7 +142,7 @@ async def assembled(
             load_times=load_times,
             overrides=overrides,
             rollbacks=rollbacks,
-            journal=Journal(settings.state_dir),
+            journal=journal,
             options=options,
         )
         weights.revisions.wake = facts.wake = activator.wake = loop.wake
@@ -164,7 +175,7 @@ async def assembled(
             wake=loop.wake,
         )
         try:
-            front_door = FrontDoor(edge, activator if with_activator else None)
+            front_door = FrontDoor(edge, activator if with_activator else None, keys)
             yield Parts(
                 source=source,
                 loop=loop,
@@ -178,6 +189,12 @@ async def assembled(
                 suspensions=suspensions,
                 rollbacks=rollbacks,
                 lease=lease,
+                client=client,
+                journal=journal,
+                renderer=renderer,
+                gpus=gpus,
+                sleeping=sleeping,
+                keys=keys,
             )
         finally:
             await actor.close()
@@ -238,6 +255,9 @@ def make_edge(settings: Settings, serve_port: int, *, activator: tuple[str, int]
             activator_port=activator[1] if activator is not None else settings.activator_port,
             serve_host=settings.serve_host,
             serve_port=serve_port,
+            tls_cert=settings.tls_cert_path,
+            tls_key=settings.tls_key_path,
+            revision_header=settings.revision_header,
         )
         return Edge(options, read_template("edge.cfg.j2", settings.templates_dir))
     except ValueError as error:

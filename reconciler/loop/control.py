@@ -1,7 +1,6 @@
 """How other commands speak to the reconciler that runs: over a socket that only its owner can open."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict, fields
 from typing import Annotated, Any, TypeVar
@@ -14,25 +13,21 @@ from starlette.routing import Route
 
 from reconciler.core.overrides import Kind
 from reconciler.core.plan_json import plan_to_json
-from reconciler.core.saved_plan import SavedPlanError, saved_from_text
-from reconciler.core.turn import Options, Wishes
-from reconciler.core.weights_json import states_to_json
-from reconciler.loop.applying import StaleError, apply_now
+from reconciler.core.turn import Wishes
+from reconciler.loop.applying import StaleError
 from reconciler.loop.by_hand import (
     BAD_REQUEST,
     CONFLICT,
     NOT_FOUND,
-    STARTING,
     UNAVAILABLE,
     ByHand,
     CommandRefusedError,
     NoLeaseHereError,
 )
 from reconciler.loop.lease import Keeper
-from reconciler.loop.loop import Loop
+from reconciler.loop.loop import Look, Loop
+from reconciler.loop.operations import Operations
 from reconciler.loop.rollbacks import RollbackHand, rollback_endpoint
-from reconciler.loop.told import freshness_to_json, told_to_json
-from reconciler.ray_serve.client import ServeUnreachableError
 from reconciler.weights.store import WeightStore
 
 _LONGEST_NAME = 500
@@ -72,24 +67,20 @@ def control_app(
     sync: Callable[[], Awaitable[dict[str, object]]],
     lease: Keeper,
 ) -> Starlette:
-    """The ASGI application behind the control socket.
+    """The same as `control_of`, from what the operations are made of; see `Operations`."""
+    return control_of(Operations(loop, weights, by_hand, rollback=rollback, sync=sync, lease=lease))
 
-    Args:
-        loop: Takes turns when it is asked to.
-        weights: Says how far downloads are.
-        by_hand: Carries out commands about models.
-        rollback: Takes models back to earlier versions.
-        sync: Looks at the source, and says what it found.
-        lease: Without it nothing is written, and nobody is to wait for it.
-    """
-    answers = _Answers(loop, weights, by_hand, sync, lease)
+
+def control_of(operations: Operations) -> Starlette:
+    """The ASGI application behind the control socket."""
+    answers = _Answers(operations)
     return Starlette(
         routes=[
             Route("/reconcile", answers.reconcile, methods=["POST"]),
             Route("/downloads", answers.downloads, methods=["GET"]),
             Route("/traffic", answers.traffic, methods=["GET"]),
             Route("/override", answers.override, methods=["POST"]),
-            Route("/rollback", rollback_endpoint(rollback), methods=["POST"]),
+            Route("/rollback", rollback_endpoint(operations.rollback_hand), methods=["POST"]),
             Route("/apply", answers.apply, methods=["POST"]),
             Route("/sync", answers.sync_now, methods=["POST"]),
             Route("/suspend", answers.suspend, methods=["POST"]),
@@ -103,81 +94,51 @@ def control_app(
 class _Answers:
     """What is behind each path."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        weights: WeightStore,
-        by_hand: ByHand,
-        sync: Callable[[], Awaitable[dict[str, object]]],
-        lease: Keeper,
-    ) -> None:
-        self._loop, self._weights, self._by_hand, self._sync = loop, weights, by_hand, sync
-        self._lease = lease
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
 
     async def reconcile(self, request: Request) -> JSONResponse:
-        wishes = await request.json()
-        options = Options(
-            **{field.name: wishes.get(field.name) is True for field in fields(Wishes)},
-            asked_at=time.time(),
-            max_loads=self._loop.options.max_loads,
-        )
-        self._must_write()
-        await self._sync()  # Who asks by hand asks for what is wanted now.
-        look = await _while_asked(request, self._loop.reconcile_now(options))
-        problems = [str(problem) for problem in look.desired.problems]
-        return JSONResponse({"plan": plan_to_json(look.plan), "problems": problems})
+        asked = await request.json()
+        wishes = Wishes(**{field.name: asked.get(field.name) is True for field in fields(Wishes)})
+        return _outcome(await while_asked(request, self._operations.reconcile(wishes)))
 
     async def downloads(self, _: Request) -> JSONResponse:
-        problems = [
-            {"repo": repo, "revision": revision, **asdict(problem)}
-            for (repo, revision), problem in self._weights.revisions.problems.items()
-        ]
-        return JSONResponse({"copies": states_to_json(self._weights.known()), "revisions": problems})
+        return JSONResponse(self._operations.downloads())
 
     async def traffic(self, _: Request) -> JSONResponse:
-        if self._loop.last is None:
-            raise CommandRefusedError(UNAVAILABLE, STARTING)
-        last = self._loop.last
-        return JSONResponse({"traffic": told_to_json(last.observed), "source": freshness_to_json(last.desired)})
+        return JSONResponse(self._operations.traffic())
 
     async def override(self, request: Request) -> JSONResponse:
         asked = await _read(request, _Override)
-        return JSONResponse(asdict(self._by_hand.give(asked.kind, asked.model, asked.seconds)))
+        return JSONResponse(asdict(self._operations.give(asked.kind, asked.model, asked.seconds)))
 
     async def models(self, _: Request) -> JSONResponse:
-        return JSONResponse(self._by_hand.models())
+        return JSONResponse(self._operations.models())
 
     async def apply(self, request: Request) -> JSONResponse:
         try:
-            saved = saved_from_text((await request.body()).decode())
-        except (SavedPlanError, UnicodeDecodeError) as error:
+            saved = (await request.body()).decode()
+        except UnicodeDecodeError as error:
             raise CommandRefusedError(BAD_REQUEST, str(error)) from error
-        self._must_write()
-        if self._loop.last is None:
-            raise CommandRefusedError(UNAVAILABLE, STARTING)
-        options = Options(asked_at=time.time(), max_loads=self._loop.options.max_loads)
         try:
-            look = await _while_asked(request, apply_now(self._loop, saved, options))
+            return _outcome(await while_asked(request, self._operations.apply(saved)))
         except StaleError as error:
             return JSONResponse({"stale": list(error.reasons)}, status_code=CONFLICT)
-        except ServeUnreachableError as error:
-            raise CommandRefusedError(UNAVAILABLE, str(error)) from error
-        problems = [str(problem) for problem in look.desired.problems]
-        return JSONResponse({"plan": plan_to_json(look.plan), "problems": problems})
-
-    def _must_write(self) -> None:
-        if not self._lease.holds():
-            raise NoLeaseHereError(self._lease.why_not())
 
     async def sync_now(self, _: Request) -> JSONResponse:
-        return JSONResponse(await self._sync())
+        return JSONResponse(await self._operations.sync())
 
     async def suspend(self, request: Request) -> JSONResponse:
         asked = await _read(request, _Suspend)
-        return JSONResponse(asdict(self._by_hand.suspend(asked.model, asked.seconds, asked.reason)))
+        return JSONResponse(asdict(self._operations.suspend(asked.model, asked.seconds, asked.reason)))
 
     async def resume(self, request: Request) -> JSONResponse:
-        return JSONResponse(asdict(self._by_hand.resume((await _read(request, _Resume)).model)))
+        return JSONResponse(asdict(self._operations.resume((await _read(request, _Resume)).model)))
+
+
+def _outcome(look: Look) -> JSONResponse:
+    problems = [str(problem) for problem in look.desired.problems]
+    return JSONResponse({"plan": plan_to_json(look.plan), "problems": problems})
 
 
 async def _read(request: Request, kind: type[A]) -> A:
@@ -195,7 +156,7 @@ async def _read(request: Request, kind: type[A]) -> A:
         raise CommandRefusedError(BAD_REQUEST, reason) from error
 
 
-async def _while_asked(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def while_asked(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Work for as long as the client is there: what it allowed must not hold on after it has left."""
     task = asyncio.create_task(work)
     try:

@@ -1,7 +1,7 @@
 """All edges as one: the loop's view of the edge of this machine and of those on other nodes, its followers.
 
 A follower (follow.py) calls here, so no node has to be reached from this one. Each call says which routes it has
-and how much it is used; it is answered at once where there are other routes, else after a second. What a follower
+and how much it is used; it is answered at once where there is something new, else after a second. What a follower
 has in flight that is silent, or behind with its routes, is unknown, and unknown counts as in use.
 """
 
@@ -11,6 +11,7 @@ import hmac
 import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from reconciler.core.keys import KeyRing
+from reconciler.edge.access import Access
 from reconciler.edge.edge import Edge, EdgeUnreachableError, Usage
 from reconciler.edge.reports import SYNC_PATH, Answer, Name, Report, read_token
 from reconciler.edge.usage import add_up
@@ -52,6 +55,7 @@ class _Follower:
         agent: The process that speaks for it.
         version: Of the routes that it had.
         usage: What it reported.
+        key_usage: Requests by a key's fingerprint, as it reported last; kept where it is silent.
     """
 
     heard_at: float
@@ -60,6 +64,7 @@ class _Follower:
     agent: str = ""
     version: str | None = None
     usage: dict[str, Usage] = field(default_factory=dict)
+    key_usage: dict[str, int] = field(default_factory=dict)
 
 
 class Edges:
@@ -88,6 +93,8 @@ class Edges:
         self._epoch = secrets.token_hex(8)
         self._changes = 0
         self._routes: dict[str, str] | None = None
+        self._access: Access | None = None
+        self._revisions: dict[str, str] | None = None
         self._changing_routes = asyncio.Lock()
         self._news = asyncio.Condition()
         self._followers = {name: _Follower(clock()) for name in self._known()}
@@ -130,6 +137,53 @@ class Edges:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_ACKNOWLEDGE_SECONDS):
                     await self._news.wait_for(self._all_acknowledged)
+
+    async def set_keys(self, ring: KeyRing, now: float) -> None:
+        """Let the keys that are valid infer at every edge, and no other. Followers get digests, and at once.
+
+        A follower that is silent keeps those that it had, each until it expires.
+
+        Args:
+            ring: All keys.
+            now: Seconds since the epoch.
+
+        Raises:
+            ValueError: As `Edge.set_keys`; nothing was changed.
+            OSError: As `Edge.set_keys`. Followers were told.
+            EdgeUnreachableError: As `Edge.set_keys`. Followers were told.
+        """
+        access = Access.of(ring, now)
+        if access != self._access:
+            # First: a key that was revoked ends everywhere, whatever becomes of the edge here.
+            self._access = access
+            await self._changed()
+        await self._local.set_access(access)
+
+    async def set_revisions(self, revisions: Mapping[str, str]) -> None:
+        """`Edge.set_revisions` at every edge.
+
+        Raises:
+            ValueError: As there; nothing was changed.
+            OSError: As there. No follower was told.
+            EdgeUnreachableError: As there. No follower was told.
+        """
+        await self._local.set_revisions(revisions)
+        if revisions != self._revisions:
+            self._revisions = dict(revisions)
+            await self._changed()
+
+    async def key_usage(self) -> dict[str, int]:
+        """Requests that were let through, by a key's fingerprint, over all edges; each since it was started.
+
+        Of a follower, what it said last. So a sum falls where an edge was started anew, or was forgotten.
+
+        Raises:
+            EdgeUnreachableError: The local edge is down.
+        """
+        total = Counter(await self._local.key_usage())
+        for follower in self._followers.values():
+            total.update(follower.key_usage)
+        return dict(total)
 
     async def usage(self) -> dict[str, Usage]:
         """What is in flight and for how long nothing was, by application, over all edges.
@@ -199,9 +253,11 @@ class Edges:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_HOLD_SECONDS):
                     await self._news.wait_for(lambda: self._version != report.version)
-        routes = self._routes if self._version != report.version else None
-        answer = Answer(version=self._version, routes=routes, wait=_HOLD_SECONDS)
-        return JSONResponse(answer.model_dump())
+        answer = Answer(version=self._version, routes=None, wait=_HOLD_SECONDS)
+        if self._version != report.version:
+            news = {"routes": self._routes, "access": self._access, "revisions": self._revisions}
+            answer = answer.model_copy(update=news)
+        return JSONResponse(answer.model_dump(exclude_unset=True))
 
     def _hear(self, report: Report) -> JSONResponse | None:
         """Take a report in, or say why not."""
@@ -219,7 +275,13 @@ class Edges:
         follower.heard, follower.silent, follower.heard_at = True, False, self._clock()
         follower.agent, follower.version = report.agent, report.version
         follower.usage = {name: Usage(use.in_flight, use.idle_seconds) for name, use in report.usage.items()}
+        follower.key_usage = dict(report.key_usage)
         return None
+
+    async def _changed(self) -> None:
+        self._changes += 1
+        async with self._news:
+            self._news.notify_all()
 
     def _look_around(self) -> None:
         for name, follower in list(self._followers.items()):

@@ -1,7 +1,7 @@
-"""`reconcile edge follow`: keep an edge on another node running with the reconciler's routes, and report its use.
+"""`reconcile edge follow`: keep an edge on another node running as the reconciler says, and report its use.
 
 On the other side is edges.py. No request needs this process: while it is away, or the reconciler is, the edge goes
-on serving by the routes that it had last.
+on serving by the routes, and for the keys, that it had last.
 """
 
 import asyncio
@@ -110,16 +110,24 @@ class _Reporter:
                 self._version = None
             # After the routes: what begins from here on goes by them.
             usage = await self._edge.usage()
+            key_usage = await self._edge.key_usage()
         except EdgeUnreachableError as error:
             raise _LostError(str(error)) from error
         uses = {name: Use(in_flight=use.in_flight, idle_seconds=use.idle_seconds) for name, use in usage.items()}
-        report = Report(edge=self._edge_id, agent=self._agent, version=self._version, usage=uses)
+        report = Report(
+            edge=self._edge_id, agent=self._agent, version=self._version, usage=uses, key_usage=key_usage
+        )
         answer = await self._call(session, report)
         if answer.routes is not None:
             try:
+                # Before the routes: a model that they bring is open to nobody for whom it is not meant.
+                if answer.access is not None:
+                    await self._edge.set_access(answer.access)
+                if answer.revisions is not None:
+                    await self._edge.set_revisions(answer.revisions)
                 await self._edge.set_routes(answer.routes)
             except (EdgeUnreachableError, OSError, ValueError) as error:
-                raise _LostError(f"the routes that it gave cannot be set: {error}") from error
+                raise _LostError(f"what it gave cannot be set: {error}") from error
             self._version, self._routes = answer.version, answer.routes
         self._wait = answer.wait
         if not self._connected:

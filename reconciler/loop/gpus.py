@@ -53,6 +53,8 @@ class GpuObserver:
         self._local_nodes: dict[str, bool] = {}
         self._remote: dict[str, tuple[float, tuple[Reading, ...]]] = {}
         self._last: dict[str, tuple[Device, ...]] = {}
+        self.used: dict[tuple[str, int], int] = {}
+        """Bytes in use of each GPU, by Ray's id of its node and its index, as last read."""
 
     async def nodes(self, applications: Mapping[str, Application]) -> tuple[Node, ...]:
         """Every node with GPUs.
@@ -81,6 +83,7 @@ class GpuObserver:
         if not read:
             here = self._local_nodes.get(node.id, False)
             return dataclasses.replace(node, devices=_vanished(known, ()) if here else known)
+        self.used.update({(node.id, reading.index): reading.used for reading in read if reading.total})
         seen = devices(read, promised=wanted or node.gpus_foreign > 0)
         seen = (*(self._settled(node.id, device) for device in seen), *_vanished(known, seen))
         if len(seen) != int(node.gpus):

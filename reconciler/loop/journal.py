@@ -46,6 +46,10 @@ _ENTRY, _VERSIONS = TypeAdapter(Entry), TypeAdapter(list[Version])
 _FILES = TypeAdapter(dict[str, str])
 
 
+def _nothing(_entries: Sequence[Entry]) -> None:
+    """Whom to tell where nobody asked."""
+
+
 class Journal:
     """The journal of one state directory, for the one process that acts."""
 
@@ -67,6 +71,8 @@ class Journal:
         self._revision = ""
         self._pending: list[Entry] = []
         self._complained = False
+        self.told: Callable[[Sequence[Entry]], None] = _nothing
+        """Called with what happened, as it is written down."""
         entries: list[Entry] = []
         try:
             entries = read(state_dir, max_bytes=max_bytes)
@@ -108,6 +114,7 @@ class Journal:
         self._write([Entry(now, model, what, Outcome.DONE, cause=cause, by=By.HAND, revision=revision)])
 
     def _write(self, entries: Sequence[Entry]) -> None:
+        self.told(entries)
         self._pending += entries
         if not self._pending:
             return

@@ -7,7 +7,8 @@ being complete.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
 import structlog
@@ -53,6 +54,14 @@ _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0)
 
 def _nothing(_desired: Desired, _plan: Plan) -> None:
     """Whom to show it to where nobody asked."""
+
+
+def _not_counted(_seconds: float, _result: str) -> None:
+    """The same for how turns end."""
+
+
+def _not_timed(_model: str, _phases: Mapping[str, float]) -> None:
+    """The same for loads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +120,10 @@ class Loop:
         self.ray_answers: Callable[[], None] = nobody
         self.seen: Callable[[Desired, Plan], None] = _nothing
         """Called with what each turn saw."""
+        self.turn_ended: Callable[[float, str], None] = _not_counted
+        """Called with how many seconds a turn took, and `ok`, `failed` or `crashed`."""
+        self.loaded: Callable[[str, Mapping[str, float]], None] = _not_timed
+        """Called with a model that came up, and the seconds that each phase of its load took."""
 
     def wake(self) -> None:
         """Take the next turn now."""
@@ -167,6 +180,7 @@ class Loop:
         # What need not be up is not missed, once that was said.
         self._memory.forget_left(each.application for each in look.plan.drift if each.over)
         await front_door.note_use()
+        await front_door.tell_revisions(look.desired, look.observed)
         await actor.act(look.plan, look.desired, look.observed)
         if actor.may_write():
             self._note(look)
@@ -203,6 +217,7 @@ class Loop:
         failures = 0
         while True:
             self.laps += 1
+            began = time.monotonic()
             try:
                 look = await self.turn(actor, front_door, reporter)
             except Exception as error:  # whatever it is: what serves goes on serving, and so do we
@@ -210,6 +225,7 @@ class Loop:
                 failures += 1
                 if isinstance(error, ServeUnreachableError):
                     self.ray_missing()
+                self.turn_ended(time.monotonic() - began, "failed" if isinstance(error, _EXPECTED) else "crashed")
                 if isinstance(error, _EXPECTED):
                     log.warning("turn.failed", reason=str(error), next_try_in_seconds=pause)
                 else:
@@ -217,6 +233,7 @@ class Loop:
                 await self._pause(pause)
                 continue
             failures = 0
+            self.turn_ended(time.monotonic() - began, "ok")
             self.ray_answers()
             await self._note_turn()
             idle = look.plan.settled or not actor.may_write()
@@ -280,6 +297,7 @@ class Loop:
         self._stopwatch.see(phases_of(look.desired, look.observed))
         for step in look.plan.steps:
             if step.do is Do.ROUTE and (phases := self._stopwatch.done(step.application)) is not None:
+                self.loaded(step.model, phases)
                 try:
                     self._load_times.note(step.model, step.application, phases)
                 except OSError as error:

@@ -64,6 +64,10 @@ class Slept:
     since: Annotated[float, Field(allow_inf_nan=False)] | None
 
 
+def _nothing(_model: str, _seconds: float) -> None:
+    """Whom to tell where nobody asked."""
+
+
 class Sleeping:
     """The sleepers of one state directory.
 
@@ -92,6 +96,8 @@ class Sleeping:
         self._held = held
         self._wall_clock = wall_clock
         self.wake_loop = wake_loop
+        self.woke: Callable[[str, float], None] = _nothing
+        """Called with a model that was woken, and the seconds that took."""
         self._slept, self._demotions = _read(self._file)
         self._going: dict[str, asyncio.Task[None]] = {}
         self._waking: dict[str, asyncio.Task[None]] = {}
@@ -239,6 +245,7 @@ class Sleeping:
         self._slept[row.application] = dataclasses.replace(row, since=None)
         self._try_to_save()
         seconds = round(time.monotonic() - began, 1)
+        self.woke(row.model, seconds)
         log.info("model.awake", model=row.model, application=row.application, seconds=seconds)
 
     def _try_to_save(self) -> None:

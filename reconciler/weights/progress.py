@@ -17,15 +17,15 @@ class _Rate:
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._total = 0
+        self.total = 0
         self._samples: deque[tuple[float, int]] = deque()
 
     def add(self, size: int) -> None:
         """So many bytes came."""
-        self._total += size
+        self.total += size
         now = self._monotonic()
         if not self._samples or now - self._samples[-1][0] >= _SAMPLE_SECONDS:
-            self._samples.append((now, self._total))
+            self._samples.append((now, self.total))
             while self._samples[0][0] < now - _WINDOW_SECONDS:
                 self._samples.popleft()
 
@@ -35,7 +35,7 @@ class _Rate:
             return 0.0
         then, total = self._samples[0]
         passed = self._monotonic() - then
-        return (self._total - total) / passed if passed > 0 else 0.0
+        return (self.total - total) / passed if passed > 0 else 0.0
 
 
 class Progress:
@@ -85,6 +85,12 @@ class Progress:
             if file.phase is Phase.FETCHING:
                 self._rate.add(size)
                 self._rates.setdefault(path, _Rate(self._monotonic)).add(size)
+
+    @property
+    def received(self) -> int:
+        """Bytes that came over the network."""
+        with self._lock:
+            return self._rate.total
 
     def corrupt(self, path: str) -> None:
         """A file's content did not have its hash."""

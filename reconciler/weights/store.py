@@ -8,6 +8,7 @@ import asyncio
 import functools
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -122,6 +123,7 @@ class WeightStore:
         self._clock = clock
         self.wake: Callable[[], None] = lambda: None
         self._jobs: dict[Copy, _Job] = {}
+        self._received: Counter[str] = Counter()
         self.failures: dict[Copy, Problem] = {}
         self._told: dict[Copy, CopyState] = {}
         self._ready: dict[Copy, tuple[float, CopyState]] = {}
@@ -146,6 +148,13 @@ class WeightStore:
             )
             found.update(zip(absent, measured, strict=True))
         return found
+
+    def received(self) -> Mapping[str, int]:
+        """Bytes that came over the network since this process began, by repository."""
+        received = Counter(self._received)
+        for copy, job in self._jobs.items():
+            received[copy.repo] += job.progress.received
+        return received
 
     def under_way(self) -> dict[Copy, CopyState]:
         """The downloads that are under way, now."""
@@ -292,6 +301,7 @@ class WeightStore:
         finally:
             reporter.cancel()
             self._jobs.pop(copy, None)
+            self._received[copy.repo] += progress.received
             self.wake()
 
     def _fail(self, copy: Copy, error: Exception) -> None:

@@ -11,7 +11,11 @@ from aiohttp import web
 
 from reconciler.activator.app import Activator
 from reconciler.activator.directory import Directory, Entry, ModelState
+from reconciler.activator.guard import Caller, Guard
 from reconciler.activator.server import listen_tcp, serve_on
+from reconciler.core.keys import KeyRing
+
+ANYBODY = Caller(Guard(KeyRing), "")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -95,14 +99,18 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def stack(
-    *, directory: Directory = MODELS, limit: int = 64 << 20, serve_url: str | None = None
+    *,
+    directory: Directory = MODELS,
+    limit: int = 64 << 20,
+    serve_url: str | None = None,
+    keys: Callable[[], KeyRing] = KeyRing,
 ) -> AsyncIterator[Stack]:
     """Both servers and a client; everything is closed again, in order."""
     upstream = Upstream()
     app = web.Application(client_max_size=1 << 30)
     app.router.add_route("*", "/{tail:.*}", upstream.handle)
     async with serving(app) as upstream.url, aiohttp.ClientSession() as http:
-        activator = Activator(serve_url or upstream.url, max_body_bytes=limit)
+        activator = Activator(serve_url or upstream.url, max_body_bytes=limit, keys=keys)
         activator.directory = directory
         await activator.start()
         listener = listen_tcp("127.0.0.1", 0)

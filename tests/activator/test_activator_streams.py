@@ -9,7 +9,7 @@ import aiohttp
 import anthropic
 import openai
 import pytest
-from activator_stack import Stack, cold, eventually, hot, stack
+from activator_stack import ANYBODY, Stack, cold, eventually, hot, stack
 from aiohttp import web
 from openai import AsyncOpenAI, OpenAI
 from starlette.types import Message
@@ -273,7 +273,7 @@ async def test_a_client_that_does_not_read_keeps_its_place_no_longer_than_others
     gone = asyncio.create_task(asyncio.sleep(60))
     waiting = Admission(lambda: None)
     waiting.directory = Directory([cold(wait_timeout=0.5)])
-    asking = Asking("m", 10, None, streams=True, reply=Reply(never, "id", CHAT), gone=gone)
+    asking = Asking(ANYBODY, "m", 10, None, streams=True, reply=Reply(never, "id", CHAT), gone=gone)
     with pytest.raises(Refusal, match="did not come up"):
         await asyncio.wait_for(waiting.admit(asking), 10)
     assert waiting._holding._lines == {}

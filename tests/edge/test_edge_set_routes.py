@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from edge_harness import CHAT, house, post, raw
 
-from reconciler.edge.maps import parse_map
+from reconciler.edge.maps import ROUTES
 
 
 async def test_a_route_switches_under_load_without_one_failure() -> None:
@@ -38,7 +38,7 @@ async def test_what_is_set_is_what_runs_and_what_is_on_file() -> None:
         for routes in ({"m": "a"}, {"m": "b", "org/n": "c"}, {f"model-{i}": f"app-{i}" for i in range(1000)}, {}):
             await home.edge.set_routes(routes)
             assert await home.edge.routes() == routes
-            assert parse_map(home.options.routes_file.read_text()) == routes
+            assert ROUTES.parse((home.options.folder / "routes.map").read_text()) == routes
 
 
 async def test_an_edge_that_is_down_starts_with_the_routes_set_meanwhile() -> None:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from starlette.responses import PlainTextResponse
 from structlog.testing import capture_logs
 
 from reconciler.activator.server import listen_tcp, serve_on
+from reconciler.core.keys import Key, KeyRing, Scope, digest_of, secret_from
+from reconciler.edge.access import Access
 from reconciler.edge.edge import EdgeUnreachableError, Usage
 from reconciler.edge.reports import SYNC_PATH
 from reconciler.loop.edges import Edges
@@ -250,7 +252,7 @@ async def test_an_edge_that_is_behind_or_lost_its_routes_is_brought_to_the_newes
             await both.there.edge.set_routes({"m": "of-somebody-else"})
             await eventually(lambda: _routed(both, {"m": "app-m"}))
             await both.there.edge.stop(grace_seconds=0)
-            both.there.options.routes_file.unlink()
+            (both.there.options.folder / "routes.map").unlink()
             await eventually(lambda: _routed(both, {"m": "app-m"}))
             await eventually(both.there.edge.is_running)
 
@@ -323,3 +325,85 @@ async def test_what_is_no_report_is_refused() -> None:
             assert answer["error"].startswith("no report")
         assert await both.known()
         assert not (both.state_dir / "edges.json").exists()
+
+
+async def test_keys_reach_the_other_edge_by_their_digests_and_a_revoked_one_ends_there_too() -> None:
+    secret = secret_from("a" * 43)
+    mine = Key("k", digest_of(secret), frozenset({Scope.INFERENCE}), created=0.0, models=frozenset({"m"}))
+    every = replace(mine, name="every", digest=digest_of("every"), models=None)
+
+    async def asked(home: House, model: str, key: str) -> tuple[int, str]:
+        headers = {"Authorization": f"Bearer {key}"}
+        async with home.client.post(CHAT, json={"model": model}, headers=headers) as answer:
+            return answer.status, (await answer.json()).get("server", "")
+
+    async with nodes() as both, both.followed():
+        await both.edges.set_routes({"m": "app-m", "n": "app-n"})
+        await _join(both)
+        await both.edges.set_keys(KeyRing((mine, every)), time.time())
+
+        async def taken() -> bool:
+            return await asked(both.there, "m", "wrong") == (401, "")
+
+        started = time.monotonic()
+        await eventually(taken)
+        assert time.monotonic() - started < 3
+        for home in (both.here, both.there):
+            assert await asked(home, "m", secret) == (200, "serve")
+            assert await asked(home, "n", secret) == (200, "activator")
+            assert await asked(home, "n", "every") == (200, "serve")
+
+        async def counted() -> bool:
+            return await both.edges.key_usage() == {mine.fingerprint: 4, every.fingerprint: 2}
+
+        await eventually(counted)
+        assert secret not in "".join(file.read_text() for file in both.there.options.folder.glob("*.map"))
+        await both.edges.set_keys(KeyRing((replace(mine, revoked=1.0), every)), time.time())
+
+        async def ended() -> bool:
+            return await asked(both.there, "m", secret) == (401, "")
+
+        await eventually(ended)
+        assert await asked(both.here, "m", secret) == (401, "")
+        # A reconciler that knows no keys yet takes none away.
+        await both.stop()
+        await both.start()
+        await _join(both)
+        assert await asked(both.there, "m", "wrong") == (401, "")
+        assert await asked(both.there, "n", "every") == (200, "serve")
+
+
+async def test_a_revoked_key_ends_at_the_other_edge_though_this_one_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine = Key("k", digest_of("secret"), frozenset({Scope.INFERENCE}), created=0.0)
+    async with nodes() as both, both.followed():
+        await _join(both)
+
+        async def deaf(access: Access) -> None:
+            raise EdgeUnreachableError("it does not take its keys.map")
+
+        monkeypatch.setattr(both.here.edge, "set_access", deaf)
+        with pytest.raises(EdgeUnreachableError):
+            await both.edges.set_keys(KeyRing((replace(mine, revoked=1.0),)), time.time())
+
+        async def ended() -> bool:
+            async with both.there.client.post(CHAT, json={"model": "m"}) as answer:
+                return answer.status == 401
+
+        await eventually(ended)
+
+
+async def test_revisions_reach_the_other_edge() -> None:
+    async with nodes() as both:
+        both.there.edge = both.there.another(revision_header=True)
+        await both.there.edge.ensure_running()
+        async with both.followed():
+            await both.edges.set_revisions({"app-m": "a" * 40})
+            await _join(both)
+
+            async def said() -> bool:
+                async with both.there.client.post(CHAT, json={"model": "m"}) as answer:
+                    return answer.headers.get("X-Reconcile-Revision") == "a" * 40
+
+            await eventually(said)

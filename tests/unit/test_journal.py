@@ -34,7 +34,8 @@ from reconciler.core.journal_entry import (
 from reconciler.core.overrides import Kind, Override
 from reconciler.core.plan import Plan
 from reconciler.core.provenance import Commit, Provenance
-from reconciler.core.rollback import Rollback, Version
+from reconciler.core.rollback import Rollback, Version, digest_of
+from reconciler.core.rollback import apply as roll_back
 from reconciler.core.state import Observed
 from reconciler.core.turn import Options
 from reconciler.loop import journal as shell
@@ -50,16 +51,16 @@ class Recorded(World):
     """A world whose loop keeps a journal."""
 
     provenance: Provenance | None = None
-    rollbacks: tuple[Rollback, ...] = ()
 
     def start_process(self) -> None:
         super().start_process()
         self.journal = Journal(self.folder, wall_clock=lambda: self.now)
 
     def _act(self, plan: Plan, desired: Desired, observed: Observed) -> None:
-        files = {path: text.encode() for path, text in self.files.items()}
+        held = tuple(self.rollbacks.values())
+        files = roll_back(self.source, held).files
         snapshot = Snapshot(desired.revision, files, "/models", provenance=self.provenance)
-        self.journal.note(desired, observed, plan, snapshot, self.rollbacks)
+        self.journal.note(desired, observed, plan, snapshot, held)
         super()._act(plan, desired, observed)
 
     def entries(self, model: str = "") -> list[Entry]:
@@ -301,10 +302,10 @@ def test_a_rollback_is_told_as_one_and_leaves_the_order_of_versions(make: Callab
         world.settle()
     kept = Versions(world.folder).of("a")
     path = "models.d/a.yaml"
-    world.rollbacks = (
-        Rollback("a", {path: texts[0]}, "now", kept[1].revision, world.now, reason="slow", source={path: "d"}),
+    of_now = {path: digest_of(texts[1].encode())}
+    world.rollbacks["a"] = Rollback(
+        "a", {path: texts[0]}, "now", kept[1].revision, world.now, reason="slow", source=of_now
     )
-    world.edit(a=texts[0])
     world.settle()
     assert [(e.what, e.outcome, e.by, e.revision) for e in world.entries("a")[4:]] == [
         ("rollback", "given", "hand", kept[1].revision),
@@ -312,8 +313,7 @@ def test_a_rollback_is_told_as_one_and_leaves_the_order_of_versions(make: Callab
         ("replace", "done", "rollback", kept[1].revision),
     ]  # fmt: skip
     assert Versions(world.folder).of("a") == kept
-    world.rollbacks = ()
-    world.edit(a=texts[1])
+    world.rollbacks.clear()
     world.settle()
     assert Versions(world.folder).of("a") == kept
     assert "rollback ended" in world.told("a")
