@@ -40,6 +40,7 @@ Environment (all optional):
   RECONCILE_STATE_DIR           where state, logs and the token are kept        (./.reconcile)
   RECONCILE_LISTEN_PORT         port of the endpoint                            (4000)
   RECONCILE_ACTIVATOR_PORT      port of the reconciler's part of it             (4001)
+  RECONCILE_API_PORT            port of the page and the management API         (4002)
   RAY_ADDRESS                   use this Ray instead of starting one; set RAY_AUTH_MODE and
                                 RAY_AUTH_TOKEN_PATH as that Ray needs them
   RECONCILE_RAY_DASHBOARD       dashboard of that Ray                           (http://<its host>:8265)
@@ -596,7 +597,8 @@ write_environment() {
         # shellcheck disable=SC2016 # the reader's PATH, not ours
         printf 'export PATH=%q:"$PATH"\n' "$VENV/bin"
         for name in RECONCILE_STATE_DIR RECONCILE_MODELS_DIR RECONCILE_ENGINE RECONCILE_RAY_DASHBOARD \
-            RECONCILE_SERVE_PORT RECONCILE_LISTEN_HOST RECONCILE_LISTEN_PORT RECONCILE_ACTIVATOR_PORT \
+            RECONCILE_SERVE_PORT RECONCILE_LISTEN_HOST RECONCILE_LISTEN_PORT RECONCILE_ACTIVATOR_PORT RECONCILE_API_HOST \
+            RECONCILE_API_PORT RECONCILE_API_ALLOWED_HOSTS RECONCILE_TLS_CERT_PATH RECONCILE_TLS_KEY_PATH \
             RECONCILE_RAY_START_COMMAND RECONCILE_FAST_START RECONCILE_HUB_CACHE HF_HOME HF_HUB_CACHE HF_ENDPOINT HF_HUB_OFFLINE HF_TOKEN_PATH \
             RECONCILE_SOURCE RECONCILE_GIT_URL RECONCILE_GIT_REF RECONCILE_GIT_PATH RECONCILE_GIT_USERNAME \
             RECONCILE_GIT_TOKEN_PATH RECONCILE_GIT_SSH_KEY_PATH RECONCILE_GIT_KNOWN_HOSTS_PATH \
@@ -655,6 +657,8 @@ watch() {
     fi
     step "starting the reconciler on $(if from_git; then echo "${RECONCILE_GIT_URL:-a git repository}"; else echo "$MODELS"; fi)"
     say "      Ctrl-C ends only the reconciler: models go on serving. ./start.sh --stop ends everything."
+    say "      The page is at http://127.0.0.1:${RECONCILE_API_PORT:-4002}; source $STATE/env, and"
+    say "      \`reconcile keys add me --scope admin\` makes the key that it asks for."
     # A process of its own, which outlives the reconciler; a port that is taken is said here, at once.
     "$VENV/bin/reconcile" edge start > /dev/null
     exec "$VENV/bin/reconcile" --watch "$@"

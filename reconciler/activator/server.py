@@ -36,6 +36,7 @@ async def serve(
     *,
     grace_seconds: int = _GRACE_SECONDS,
     on_stop: Callable[[], None] = lambda: None,
+    tls: tuple[Path, Path] | None = None,
 ) -> None:
     """Serve on a TCP port until cancelled.
 
@@ -45,11 +46,12 @@ async def serve(
         port: Port to bind.
         grace_seconds: How long requests under way may go on after the cancellation before they are cut.
         on_stop: Called after the cancellation, once no new connection is taken and before that grace.
+        tls: Files of the certificate chain and of its private key; without, plain HTTP.
 
     Raises:
-        ListenError: The port is taken, or the address is not ours.
+        ListenError: The port is taken, the address is not ours, or that is no certificate.
     """
-    await serve_on(app, listen_tcp(host, port), grace_seconds=grace_seconds, on_stop=on_stop)
+    await serve_on(app, listen_tcp(host, port), grace_seconds=grace_seconds, on_stop=on_stop, tls=tls)
 
 
 async def serve_unix(app: ASGIApp, path: Path, *, grace_seconds: int = _GRACE_SECONDS) -> None:
@@ -120,6 +122,7 @@ async def serve_on(
     *,
     grace_seconds: int = _GRACE_SECONDS,
     on_stop: Callable[[], None] = lambda: None,
+    tls: tuple[Path, Path] | None = None,
 ) -> None:
     """Serve on a listening socket until cancelled, then stop accepting, let requests finish, and close.
 
@@ -142,7 +145,14 @@ async def serve_on(
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=grace_seconds,
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        ssl_certfile=None if tls is None else str(tls[0]),
+        ssl_keyfile=None if tls is None else str(tls[1]),
     )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        listener.close()
+        raise ListenError(f"the certificate {tls[0] if tls else ''} cannot be used: {error}") from error
     server = _Server(config, on_stop)
     # A task of its own: cancelling uvicorn itself would skip its shutdown.
     running = asyncio.create_task(server.serve(sockets=[listener]))

@@ -343,3 +343,58 @@ class Problem(View):
     error: str
     near: tuple[str, ...] = ()
     """Names that were perhaps meant."""
+
+
+class HistoryList(View):
+    """Lines of the journal, the newest first."""
+
+    entries: tuple[HistoryView, ...]
+
+
+class RevisionProblem(View):
+    """A branch or tag of which nobody can tell which commit it is."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    repo: str
+    revision: str
+    reason: str = ""
+
+
+class DownloadList(View):
+    """What is being fetched, and what could not be."""
+
+    copies: tuple[WeightsView, ...]
+    revisions: tuple[RevisionProblem, ...] = ()
+
+
+class FileList(View):
+    """All model files."""
+
+    files: tuple[FileView, ...]
+
+
+class CatalogueList(View):
+    """Well-known models."""
+
+    models: tuple[CatalogueRow, ...]
+
+
+class KeyList(View):
+    """All keys, revoked ones included."""
+
+    keys: tuple[KeyView, ...]
+
+
+class NewKey(View):
+    """A key that was made."""
+
+    key: KeyView
+    secret: str
+    """What it opens with. It is shown this once, and kept nowhere."""
+
+
+class ServeView(View):
+    """Ray Serve's own description of itself, without secrets."""
+
+    instance: Json

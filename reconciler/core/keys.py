@@ -97,6 +97,10 @@ class KeyRing:
         """
         return not any(Scope.INFERENCE in key.scopes for key in self.keys)
 
+    def beside(self, key: Key) -> "KeyRing":
+        """With a key of our own that is written nowhere, where keys are asked for."""
+        return self if self.inference_is_open else KeyRing((*self.keys, key))
+
     def find(self, secret: str, now: float) -> Key | None:
         """The valid key that this is; in the same time whichever it is, and whether it is one at all."""
         digest, found = digest_of(secret), None

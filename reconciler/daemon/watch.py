@@ -4,20 +4,26 @@ import asyncio
 import contextlib
 import functools
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from reconciler.activator.server import serve, serve_unix
 from reconciler.core.turn import Options
+from reconciler.daemon.measures import Measures
+from reconciler.host.event_feed import EventFeed
 from reconciler.host.log import get_logger
+from reconciler.host.notify import Heartbeat, Notifier
 from reconciler.host.settings import Settings
 from reconciler.loop.assemble import Parts, assembled
 from reconciler.loop.by_hand import ByHand
-from reconciler.loop.control import control_app
+from reconciler.loop.control import control_of
 from reconciler.loop.hooks import hook_app
 from reconciler.loop.journal import Versions
 from reconciler.loop.lease import Keeper
+from reconciler.loop.loop import Loop
+from reconciler.loop.operations import Operations
 from reconciler.loop.polling import Polling, answer_sync
 from reconciler.loop.ray_head import RayHead
 from reconciler.loop.rollbacks import RollbackHand
@@ -33,62 +39,96 @@ log = get_logger()
 EDGE_CHECK_SECONDS = 1.0
 
 
-async def watch(settings: Settings, options: Options) -> None:
-    """Stay until SIGTERM or SIGINT. Models go on serving when we leave."""
+async def watch(settings: Settings, options: Options, feed: EventFeed) -> None:
+    """Stay until SIGTERM or SIGINT. Models go on serving when we leave.
+
+    Args:
+        settings: The operator's.
+        options: What bears on plans.
+        feed: The events of the log, for who listens.
+    """
     stop = asyncio.Event()
     running = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(number, stop.set)
-    async with _with_patience(settings, options, stop) as parts:
-        if parts is None:
-            return
-        parts.lease.start()
-        if await _until_held(parts.lease, stop):
-            await _serve_until(stop, parts, settings)
+    notifier, loops = Notifier(), list[Loop]()
+    heart = Heartbeat(
+        notifier,
+        lambda: loops[0].laps if loops else 0,
+        rest_seconds=min(settings.resync_interval, settings.sweep_interval),
+    )
+    beating = asyncio.create_task(heart.run())
+    # At once: how long Ray takes, or another reconciler keeps the lease, is no fault of this process.
+    notifier.ready("starting")
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            with heart.waiting("waits for Ray"):
+                parts = await stack.enter_async_context(_with_patience(settings, options, stop))
+            if parts is None:
+                return
+            parts.lease.start()
+            with heart.waiting("waits for the cluster's lease"):
+                held = await _until_held(parts.lease, stop)
+            if held:
+                loops.append(parts.loop)
+                notifier.status(f"keeps the models of {parts.source.place}")
+                await _serve_until(stop, parts, settings, feed, notifier)
+    finally:
+        notifier.stopping()
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
 
 
-async def _serve_until(stop: asyncio.Event, parts: Parts, settings: Settings) -> None:
+async def _serve_until(
+    stop: asyncio.Event, parts: Parts, settings: Settings, feed: EventFeed, notifier: Notifier
+) -> None:
+    # Here, because FastAPI takes its time and no other command needs it.
+    from reconciler.daemon.management import management_app, tls_of  # noqa: PLC0415
+
     await parts.activator.start()
     ray_head = RayHead(settings.ray_start_command, parts.loop.wake)
     parts.loop.ray_missing, parts.loop.ray_answers = ray_head.missing, ray_head.answers
+    measures = Measures(parts, settings)
     scheduler = _schedule(parts, settings)
+    measures.add_to(scheduler)
     polling = _poll(parts, settings, scheduler)
     write_back = make_write_back(settings)
     if write_back is not None:
         parts.loop.seen = write_back.see
-    by_hand = ByHand(parts.loop, parts.overrides, parts.suspensions, lambda: parts.activator.directory)
-    parts.activator.command = by_hand.command
+    operations = _operations(parts, settings, polling)
     front = parts.edge.asgi(parts.activator.asgi)
     if polling is not None and settings.hook_secret_path is not None:
         front = hook_app(front, settings.hook_secret_path, settings.git_ref, polling.look_soon)
-    socket = settings.state_dir / CONTROL_SOCKET
-    sync = functools.partial(answer_sync, polling, parts.source.read)
-    rollback = RollbackHand(parts.rollbacks, Versions(settings.state_dir), parts.source.read, at(parts.source))
-    control = control_app(parts.loop, parts.weights, by_hand, rollback=rollback, sync=sync, lease=parts.lease)
-    tasks = [
-        asyncio.create_task(
-            serve(front, "127.0.0.1", settings.activator_port, on_stop=parts.activator.stop_holding)
-        ),
-        asyncio.create_task(serve_unix(control, socket)),
-        asyncio.create_task(parts.overrides.watch()),
-        asyncio.create_task(_prepare()),
-        asyncio.create_task(_take_turns(parts, polling, settings.resync_interval)),
+    management = management_app(parts, settings, operations, feed, measures)
+    work: list[Coroutine[Any, Any, None]] = [
+        serve(front, "127.0.0.1", settings.activator_port, on_stop=parts.activator.stop_holding),
+        serve(management, settings.api_host, settings.api_port, grace_seconds=1, tls=tls_of(settings)),
+        serve_unix(control_of(operations), settings.state_dir / CONTROL_SOCKET),
+        parts.overrides.watch(),
+        measures.last_hour.watch(),
+        _prepare(),
+        _take_turns(parts, polling, settings.resync_interval),
     ]
     if polling is None:
-        tasks.append(asyncio.create_task(watch_folder(settings.models_dir, parts.loop.wake)))
+        work.append(watch_folder(settings.models_dir, parts.loop.wake))
+    tasks = [asyncio.create_task(each) for each in work]
+    scheme = "http" if settings.tls_cert_path is None else "https"
     log.info(
         "reconciler.started",
         models=parts.source.place,
-        front_door=f"http://{settings.listen_host}:{settings.listen_port}/v1",
+        front_door=f"{scheme}://{settings.listen_host}:{settings.listen_port}/v1",
+        page=f"{scheme}://{settings.api_host}:{settings.api_port}",
     )
     stopping = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    notifier.stopping()
     if polling is not None:
         await polling.close()
     scheduler.shutdown(wait=False)
     for task in (stopping, *tasks):
         task.cancel()
     await asyncio.gather(stopping, *tasks, return_exceptions=True)
+    await measures.close()
     await parts.activator.close()
     await ray_head.close()
     if write_back is not None:
@@ -96,6 +136,20 @@ async def _serve_until(stop: asyncio.Event, parts: Parts, settings: Settings) ->
     log.info("reconciler.stopped", note="models go on serving")
     for task in done - {stopping}:
         task.result()
+
+
+def _operations(parts: Parts, settings: Settings, polling: Polling | None) -> Operations:
+    """What commands, the API and the page can ask for."""
+    by_hand = ByHand(parts.loop, parts.overrides, parts.suspensions, lambda: parts.activator.directory)
+    parts.activator.command = by_hand.command
+    return Operations(
+        parts.loop,
+        parts.weights,
+        by_hand,
+        rollback=RollbackHand(parts.rollbacks, Versions(settings.state_dir), parts.source.read, at(parts.source)),
+        sync=functools.partial(answer_sync, polling, parts.source.read),
+        lease=parts.lease,
+    )
 
 
 def _schedule(parts: Parts, settings: Settings) -> AsyncIOScheduler:

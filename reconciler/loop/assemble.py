@@ -2,12 +2,15 @@
 
 import contextlib
 import functools
+import secrets
+import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from reconciler.activator.app import Activator
 from reconciler.core.fitting import Fitter
+from reconciler.core.keys import Key, Scope, digest_of, secret_from
 from reconciler.core.render import Renderer
 from reconciler.core.sleep import sleep_budget
 from reconciler.core.spec import Task
@@ -73,6 +76,8 @@ class Parts:
     gpus: GpuObserver | None
     sleeping: Sleeping | None
     keys: KeyFile
+    chat_key: str = field(repr=False)
+    """Opens the activator of this process, and no edge."""
 
 
 @contextlib.asynccontextmanager
@@ -107,7 +112,9 @@ async def assembled(
         serve_url = f"http://{settings.serve_host}:{port}"
         edge = Edges(make_edge(settings, port), settings.state_dir)
         keys = KeyFile(settings.state_dir)
-        activator = Activator(serve_url, keys=keys.ring)
+        chat_key = secret_from(secrets.token_urlsafe(32))
+        ours = Key("chat", digest_of(chat_key), frozenset({Scope.INFERENCE}), time.time())
+        activator = Activator(serve_url, keys=lambda: keys.ring().beside(ours))
         weights = make_weights(settings, read_only=read_only, ask_hub=ask_hub)
         facts = make_facts(settings, read_only=read_only, ask_hub=ask_hub)
         sleeping = _sleeping(settings, client, memory, serve_url)
@@ -195,6 +202,7 @@ async def assembled(
                 gpus=gpus,
                 sleeping=sleeping,
                 keys=keys,
+                chat_key=chat_key,
             )
         finally:
             await actor.close()

@@ -46,6 +46,7 @@ class Stack:
         names = (
             "RAY_PORT", "DASHBOARD_PORT", "RAY_AGENT_PORT", "RAY_CLIENT_PORT", "HAPROXY_STATS_PORT",
             "HAPROXY_METRICS_PORT", "FALLBACK_PORT", "SERVE_PORT", "LISTEN_PORT", "ACTIVATOR_PORT",
+            "API_PORT",
         )  # fmt: skip
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.folder = folder
@@ -53,6 +54,7 @@ class Stack:
         self.models = self.state / "demo" / "models.d"
         self.log = folder / "reconciler.log"
         self.url = f"http://127.0.0.1:{ports['LISTEN_PORT']}/v1"
+        self.page_url = f"http://127.0.0.1:{ports['API_PORT']}/"
         self.dashboard = f"http://127.0.0.1:{ports['DASHBOARD_PORT']}"
         self.ports = ports
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RECONCILE_", "RAY_", "HF_"))}

@@ -1,0 +1,1 @@
+"""Tests of the management API, with a simulated cluster behind real operations."""
