@@ -69,7 +69,10 @@ async def test_the_page_changes_a_models_file_by_the_models_name(here: Here) -> 
     text = FILES["qwen"].replace("1024", "2048")
     assert "2048" in (await answers.edit_preview("chat", text, digest)).diff
     assert (await answers.edit("chat", text, digest, author="ann")).written
-    for change in (answers.edit("chat", text + "\n", digest, author="ann"), answers.remove("chat", digest, author="ann")):
+    for change in (
+        answers.edit("chat", text + "\n", digest, author="ann"),
+        answers.remove("chat", digest, author="ann"),
+    ):
         with pytest.raises(CommandRefusedError, match="changed by somebody else") as refused:
             await change
         assert refused.value.status == 409
