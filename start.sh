@@ -625,8 +625,33 @@ run_all_tests() {
     cat "$others"
 }
 
+# What the tests run that no Python package has. Debian's packages, where we may install them; Prometheus' checker is
+# taken out of its package, so that no server comes with it.
+install_test_tools() {
+    local command missing=() tools=$VENV/tools
+    export PATH=$tools/usr/bin:$PATH
+    for command in chromium:chromium git:git gpg:gpg openssl:openssl ssh-keygen:openssh-client systemd-analyze:systemd; do
+        type "${command%%:*}" > /dev/null 2>&1 || missing+=("${command#*:}")
+    done
+    if ((${#missing[@]} == 0)) && type promtool > /dev/null 2>&1; then return; fi
+    if ! type apt-get > /dev/null 2>&1 || ((${#missing[@]} > 0 && EUID != 0)); then
+        die "the tests need these: ${missing[*]} promtool. On Debian and Ubuntu, as root: apt-get install chromium git gpg" \
+            "openssl openssh-client systemd; promtool is in the package prometheus"
+    fi
+    say "      what the tests run beside Python: ${missing[*]} promtool"
+    if ((EUID == 0)); then run_logged apt-get update --quiet; fi
+    if ((${#missing[@]} > 0)); then
+        DEBIAN_FRONTEND=noninteractive run_logged apt-get install --yes --no-install-recommends "${missing[@]}"
+    fi
+    if ! type promtool > /dev/null 2>&1; then
+        mkdir -p "$tools"
+        (cd "$tools" && run_logged apt-get download prometheus && run_logged dpkg-deb --extract prometheus_*.deb .)
+    fi
+}
+
 run_tests() {
     local failed=() check
+    install_test_tools
     step "checks and tests"
     cd "$REPO"
     export PATH=$VENV/bin:$PATH

@@ -1,8 +1,6 @@
 """The page behind the real gate on a loopback port, a backend in memory behind it, a real browser before it."""
 
 import contextlib
-import os
-import shutil
 import socket
 import threading
 import time
@@ -11,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import browser
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page
 
 from reconciler.api.auth import Gate
 from reconciler.api.context import Access
@@ -48,16 +47,11 @@ def site(tmp_path: Path) -> Iterator[Site]:
     listening.close()
 
 
-# Not for the session: while it is there, an event loop runs in this thread, and other tests bring their own.
+# Not for the session; see `browser.chromium`.
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    program = os.environ.get("RECONCILE_CHROMIUM") or shutil.which("chromium")
-    if program is None:
-        pytest.skip("no chromium here; RECONCILE_CHROMIUM names one")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with browser.chromium() as opened:
+        yield opened
 
 
 @dataclass
