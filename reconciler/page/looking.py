@@ -43,8 +43,13 @@ class Looking:
         return self._shown.page("part_overview.html", session=visit.session, **await self._overview())
 
     async def row_part(self, visit: Visit) -> Response:
-        """One model's row."""
-        model = await self._backend.model(visit.request.query_params.get("name", ""))
+        """One model's row; none in the place of one that is gone."""
+        try:
+            model = await self._backend.model(visit.request.query_params.get("name", ""))
+        except CommandRefusedError as error:
+            if error.status != NOT_FOUND:
+                raise
+            return HTMLResponse("")
         return self.row(visit.session, model)
 
     def row(self, session: Session, model: ModelView) -> HTMLResponse:

@@ -209,8 +209,10 @@ def test_the_line_ends_of_a_browser_are_not_written(asking: Asking) -> None:
 
 def test_a_part_that_is_gone_and_a_name_that_is_hostile_are_answered_as_text(asking: Asking) -> None:
     asking.client.cookies.set(COOKIE, asking.cookie)
-    answer = asking.client.get("/parts/row", params={"name": EVIL}, headers={"hx-request": "true"})
+    answer = asking.client.get("/parts/model", params={"name": EVIL}, headers={"hx-request": "true"})
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
+    gone = asking.client.get("/parts/row", params={"name": EVIL}, headers={"hx-request": "true"})
+    assert (gone.status_code, gone.text) == (200, ""), "its row goes away"
     answer = asking.client.get("/models/" + "x" * 5000)
     assert answer.status_code == 404
     assert "qwen3-0.6b" in answer.text
