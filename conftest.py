@@ -1,5 +1,6 @@
 """What holds for every test, whichever folder it is in."""
 
+import logging
 from collections.abc import Iterator
 
 import hypothesis
@@ -13,6 +14,10 @@ hypothesis.settings.load_profile("beside")
 
 @pytest.fixture(autouse=True)
 def _log_as_before() -> Iterator[None]:
-    """End a log level with its test: commands that run within pytest set one, and later tests look at logs."""
+    """End settings of the log with their test: commands that run within pytest make some, and later tests look."""
+    before = logging.getLogger().handlers[:]
     yield
     structlog.reset_defaults()
+    for handler in set(logging.getLogger().handlers) - set(before):
+        if type(handler).__module__ == "reconciler.host.log":
+            logging.getLogger().removeHandler(handler)

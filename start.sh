@@ -682,7 +682,7 @@ watch() {
     fi
     step "starting the reconciler on $(if from_git; then echo "${RECONCILE_GIT_URL:-a git repository}"; else echo "$MODELS"; fi)"
     say "      Ctrl-C ends only the reconciler: models go on serving. ./start.sh --stop ends everything."
-    say "      The page is at http://127.0.0.1:${RECONCILE_API_PORT:-4002}; source $STATE/env, and"
+    say "      The page is at http${RECONCILE_TLS_CERT_PATH:+s}://${RECONCILE_API_HOST:-127.0.0.1}:${RECONCILE_API_PORT:-4002}; source $STATE/env, and"
     say "      \`reconcile keys add me --scope admin\` makes the key that it asks for."
     # A process of its own, which outlives the reconciler; a port that is taken is said here, at once.
     "$VENV/bin/reconcile" edge start > /dev/null
@@ -770,7 +770,7 @@ main() {
     if [[ $DEMO == yes ]]; then
         MODELS=$STATE/demo/models.d
         (cd "$STATE" && RECONCILE_ENGINE=$ENGINE "$VENV/bin/python" -m reconciler.demo "$STATE/demo" \
-            --address "http://127.0.0.1:${RECONCILE_LISTEN_PORT:-4000}" 2>> "$LOG") ||
+            --address "http${RECONCILE_TLS_CERT_PATH:+s}://127.0.0.1:${RECONCILE_LISTEN_PORT:-4000}" 2>> "$LOG") ||
             die "the demo's models could not be made; see $LOG"
     fi
     make_socket_dir

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -73,6 +74,7 @@ class Activator:
         self._max_body_bytes = max_body_bytes
         self._upstream = Upstream(serve_url)
         self._usage = Usage()
+        self._refused: Counter[str] = Counter()
         self._guard = Guard(keys)
 
     @property
@@ -108,6 +110,10 @@ class Activator:
         wanted no less.
         """
         return self._admission.waiting()
+
+    def refused(self) -> Mapping[str, int]:
+        """Requests that were refused here since this process began, by the code of the error."""
+        return self._refused
 
     def stop_holding(self) -> None:
         """Let go of every request that waits, and hold no more.
@@ -147,6 +153,7 @@ class Activator:
         except ClientGoneError:
             pass
         except errors.Refusal as refusal:
+            self._refused[refusal.code] += 1
             await _refuse(request, refusal)
         except (UpstreamDiedError, BrokenOffError):
             raise

@@ -30,6 +30,7 @@ class Refusal(Exception):  # noqa: N818 -- an answer of ours, not a fault of the
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
         self.headers = dict(headers or {})
         self._error = {"message": message, "type": kind, "param": param, "code": code}
 
@@ -59,6 +60,12 @@ def invalid_key(*, given: bool) -> Refusal:
 def insufficient_scope(scope: str) -> Refusal:
     """The key is valid, and not for this."""
     return Refusal(403, f"This needs a key of the scope {scope}.", code="insufficient_scope")
+
+
+def of_a_page() -> Refusal:
+    """A page in a browser sends what only a program of this machine may."""
+    message = "A page may not do this without a key; `reconcile keys add` makes one."
+    return Refusal(403, message, code="of_a_page")
 
 
 def keys_unavailable() -> Refusal:

@@ -34,13 +34,16 @@ class Guard:
         return caller
 
     def check_operator(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Let through who may load and unload: anybody as long as there never was a key, else an admin.
+        """Let through who may load and unload: any program as long as there never was a key, else an admin.
 
         Raises:
-            Refusal: The request has no valid key, or one that is not enough.
+            Refusal: The request has no valid key, or one that is not enough; or there is none, and it comes from a
+                page that somebody looks at: any page on the web can send one to this machine.
         """
         ring = self.ring()
-        if not ring.keys:
+        if not ring.keys and not ring.must_be_asked:
+            if _of_a_page(headers):
+                raise errors.of_a_page()
             return
         secret = _secret(headers)
         key = ring.find(secret, time.time())
@@ -65,6 +68,12 @@ class Guard:
             raise errors.keys_unavailable() from None
         self._problem = ""
         return ring
+
+
+def _of_a_page(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """A browser sent it for a page; programs name neither."""
+    found = {name.lower(): value for name, value in headers}
+    return b"origin" in found or found.get(b"sec-fetch-site", b"none") != b"none"
 
 
 class Caller:

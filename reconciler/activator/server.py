@@ -5,17 +5,19 @@ import contextlib
 import errno
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-import h11
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.types import ASGIApp
 
-from reconciler.activator import errors
+from reconciler.activator.certificate import Certificate, CertificateError
+from reconciler.activator.protocol import Protocol
+from reconciler.host.log import get_logger
+
+log = get_logger()
 
 _BACKLOG = 2048
 # Longer than the edge keeps an idle connection of its own, so that it is the edge that closes first.
@@ -23,6 +25,7 @@ _KEEP_ALIVE_SECONDS = 75
 # Request line and headers together; bodies are not affected.
 _MAX_HEADER_BYTES = 64 * 1024
 _GRACE_SECONDS = 10
+_SAY_AGAIN_SECONDS = 60.0
 
 
 class ListenError(RuntimeError):
@@ -37,6 +40,7 @@ async def serve(
     grace_seconds: int = _GRACE_SECONDS,
     on_stop: Callable[[], None] = lambda: None,
     tls: tuple[Path, Path] | None = None,
+    most_connections: int | None = None,
 ) -> None:
     """Serve on a TCP port until cancelled.
 
@@ -46,12 +50,21 @@ async def serve(
         port: Port to bind.
         grace_seconds: How long requests under way may go on after the cancellation before they are cut.
         on_stop: Called after the cancellation, once no new connection is taken and before that grace.
-        tls: Files of the certificate chain and of its private key; without, plain HTTP.
+        tls: Files of the certificate chain and of its private key; without, plain HTTP. They are loaded again
+            when they change.
+        most_connections: So many at a time; further ones are closed at once. Without, as many as come.
 
     Raises:
         ListenError: The port is taken, the address is not ours, or that is no certificate.
     """
-    await serve_on(app, listen_tcp(host, port), grace_seconds=grace_seconds, on_stop=on_stop, tls=tls)
+    await serve_on(
+        app,
+        listen_tcp(host, port),
+        grace_seconds=grace_seconds,
+        on_stop=on_stop,
+        tls=tls,
+        most_connections=most_connections,
+    )
 
 
 async def serve_unix(app: ASGIApp, path: Path, *, grace_seconds: int = _GRACE_SECONDS) -> None:
@@ -123,14 +136,23 @@ async def serve_on(
     grace_seconds: int = _GRACE_SECONDS,
     on_stop: Callable[[], None] = lambda: None,
     tls: tuple[Path, Path] | None = None,
+    most_connections: int | None = None,
 ) -> None:
     """Serve on a listening socket until cancelled, then stop accepting, let requests finish, and close.
 
     An exception that leaves `app` breaks the connection, whether or not an answer has begun.
+
+    Raises:
+        ListenError: That is no certificate.
     """
+    try:
+        certificate = None if tls is None else Certificate(*tls)
+    except CertificateError as error:
+        listener.close()
+        raise ListenError(str(error)) from error
     config = uvicorn.Config(
         app,
-        http=_Protocol,
+        http=Protocol,
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -145,17 +167,14 @@ async def serve_on(
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=grace_seconds,
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
-        ssl_certfile=None if tls is None else str(tls[0]),
-        ssl_keyfile=None if tls is None else str(tls[1]),
+        ssl_context_factory=None if certificate is None else lambda _config, _default: certificate.context,
     )
-    try:
-        config.load()
-    except OSError as error:  # ssl.SSLError is one
-        listener.close()
-        raise ListenError(f"the certificate {tls[0] if tls else ''} cannot be used: {error}") from error
+    if most_connections is not None:
+        listener = _Capped(listener, most_connections)
     server = _Server(config, on_stop)
     # A task of its own: cancelling uvicorn itself would skip its shutdown.
     running = asyncio.create_task(server.serve(sockets=[listener]))
+    renewing = None if certificate is None else asyncio.create_task(certificate.keep_fresh())
     try:
         await asyncio.shield(running)
     except asyncio.CancelledError:
@@ -164,6 +183,8 @@ async def serve_on(
         raise
     finally:
         listener.close()
+        if renewing is not None:
+            renewing.cancel()
 
 
 class _Server(uvicorn.Server):
@@ -185,50 +206,31 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-class _Protocol(H11Protocol):
-    """uvicorn's protocol without the 500 that it makes up when an application raises before it has answered.
+class _Capped(socket.socket):
+    """A listener that closes what comes while as many connections as allowed are open.
 
-    No answer at all says that the request may be sent again; and the activator's own errors are JSON, that of a
-    request which is no HTTP among them.
+    It counts what was accepted and not closed since, so that handshakes count from their first byte on.
     """
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        app = cast(ASGIApp, self.app)
+    def __init__(self, listener: socket.socket, most: int) -> None:
+        """Take the place of a listener, which is closed thereby."""
+        super().__init__(listener.family, listener.type, listener.proto, fileno=listener.detach())
+        self._most = most
+        self._taken: list[socket.socket] = []
+        self._said = -_SAY_AGAIN_SECONDS
 
-        async def breaking(scope: Scope, receive: Receive, send: Send) -> None:
-            try:
-                await app(scope, receive, send)
-            except BaseException:
-                if not self.cycle.response_started:
-                    # Also drops what is written from here on, which is that 500.
-                    transport.abort()
-                raise
-
-        self.app = cast(ASGI3Application, breaking)
-
-    def send_400_response(self, msg: str) -> None:
-        if self.cycle is not None:
-            # Whoever reads the body, or is about to answer, has nobody left to answer.
-            self.cycle.disconnected = True
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            # An answer has begun: it can only be broken off.
-            self.transport.abort()
-            return
-        refusal = errors.bad_request(msg)
-        body = refusal.body()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        for event in (
-            h11.Response(status_code=refusal.status, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=body),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+    def accept(self) -> tuple[socket.socket, Any]:
+        connection, address = super().accept()
+        self._taken = [each for each in self._taken if each.fileno() >= 0]
+        if len(self._taken) < self._most:
+            self._taken.append(connection)
+            return connection, address
+        connection.close()
+        if time.monotonic() - self._said >= _SAY_AGAIN_SECONDS:
+            self._said = time.monotonic()
+            log.warning("connections.refused", port=self.getsockname()[1], most=self._most)
+        # What the event loop passes over.
+        raise ConnectionAbortedError("there are too many connections")
 
 
 def _remove(path: Path) -> None:

@@ -3,7 +3,9 @@
 Every method raises `CommandRefusedError` where it cannot be answered or is not carried out.
 """
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
@@ -39,13 +41,14 @@ from reconciler.api.views import (
     weights_view,
 )
 from reconciler.core.catalogue import CATALOGUE, Entry, search
-from reconciler.core.edit import EditError, NoFileError
+from reconciler.core.edit import EditError, File, NoFileError
 from reconciler.core.log_lines import LogLine as Line
 from reconciler.core.overrides import Kind
+from reconciler.core.rollback import Rollback as Holding
 from reconciler.core.weights import Copy, CopyState, Phase, in_words
 from reconciler.host.event_feed import FeedEvent
 from reconciler.loop.by_hand import BAD_REQUEST, CONFLICT, NOT_FOUND, CommandRefusedError
-from reconciler.loop.rollbacks import RollbackAsked
+from reconciler.loop.rollbacks import RollbackAsked, RollbackStore, RollbacksUnreadableError
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
 
 _LONGEST_QUERY = 200
@@ -70,9 +73,14 @@ class Answers:
     async def model(self, name: str) -> ModelDetail:
         """One of them, by its name, an alias or an adapter; refused with 404 where there is none."""
         look, model = self._operations.last(), self._operations.named(name)
-        newest, text = await self._history.newest(), await self._text(file_of(look, model))
-        routed = look.observed.routes.get(model)
-        found = model_detail(look, model, newest, text=text, logs=await self._logs_of(routed))
+        found = model_detail(
+            look,
+            model,
+            await self._history.newest(),
+            file=await self._read(file_of(look, model)),
+            logs=await self._logs_of(look.observed.routes.get(model)),
+            rollback=await asyncio.to_thread(self._rollback_of, model),
+        )
         if found is None:
             raise CommandRefusedError(NOT_FOUND, f"there is no model {model!r}")
         return found
@@ -202,9 +210,11 @@ class Answers:
         return self._context.feed.follow(last_id or self._context.feed.last_id)
 
     async def follow_logs(self, model: str | None) -> AsyncIterator[LogLine]:
-        """Lines as they come."""
-        async for line in self._context.logs.follow(None if model is None else self._operations.named(model)):
-            yield line_of(line)
+        """Lines as they come; refused where too many follow the logs already."""
+        own = None if model is None else self._operations.named(model)
+        with self._context.log_followers.one_more():
+            async for line in self._context.logs.follow(own):
+                yield line_of(line)
 
     # --- parts --------------------------------------------------------------------------------------------
 
@@ -214,13 +224,23 @@ class Answers:
             raise CommandRefusedError(NOT_FOUND, f"no file declares {model}")
         return file
 
-    async def _text(self, file: str | None) -> str | None:
+    async def _read(self, file: str | None) -> File | None:
         if file is None:
             return None
         try:
-            return (await self._context.edits.read(file)).text
+            return await self._context.edits.read(file)
         except EditError:
             return None
+
+    def _rollback_of(self, model: str) -> Holding | None:
+        """What holds for a model instead of what the source says: its own rollback, or that of all."""
+        try:
+            kept = RollbackStore(self._context.state_dir, read_only=True).active()
+        except RollbacksUnreadableError:
+            return None
+        now = time.time()
+        holding = {each.model: each for each in kept if each.until is None or each.until > now}
+        return holding.get(model) or holding.get(None)
 
     async def _logs_of(self, application: str | None) -> Mapping[str, str]:
         if application is None:

@@ -49,10 +49,10 @@ def api_app(context: Context, page: ASGIApp | None = None) -> FastAPI:
             Security(APIKeyCookie(name=COOKIE, auto_error=False)),
         ],
     )
-    answers, listeners = Answers(context), Listeners()
+    answers = Answers(context)
     for router in (
-        models_router(answers, context, listeners),
-        whole_router(answers, context, listeners),
+        models_router(answers, context),
+        whole_router(answers, context, Listeners()),
         files_router(context),
         keys_router(context),
     ):

@@ -10,11 +10,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Final
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection, cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Asked
@@ -37,7 +37,9 @@ _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 _LONGEST_TEXT: Final = 200
 _FAILURES, _WINDOW_SECONDS = 10, 60.0
 _ADDRESSES = 1000
-_SLOW_SECONDS, _SLOW_AT_ONCE = 1.0, 16
+_SLOW_SECONDS, _SLOW_AT_ONCE, _SLOT_SECONDS = 1.0, 16, 5.0
+_BEARER: Final = "bearer "
+_ELSEWHERE: Final = "this was sent from another site; behind a proxy, let it pass on the Host header"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Gate:
         host = f"[{access.host}]" if ":" in access.host else access.host
         self._hosts = tuple(name.lower() for name in access.allowed_hosts or (*_LOOPBACK, host))
         self._failures = Failures()
-        self._slow = 0
+        self._slow = asyncio.Semaphore(_SLOW_AT_ONCE)
 
     async def __call__(self, scope: Asked, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it on with `state.who`."""
@@ -100,7 +102,7 @@ class Gate:
         if isinstance(found, Response):
             await found(scope, receive, send)
         elif public and method == "POST":
-            await self._log_in(peer, scope, receive, send)
+            await self._log_in(peer, headers, scope, receive, send)
         else:
             if found is not None:
                 scope.setdefault("state", {})["who"] = found
@@ -112,27 +114,25 @@ class Gate:
 
     def _who(self, method: str, path: str, headers: Headers, peer: str) -> Who | Response:
         wanted = Scope.METRICS if path == METRICS else Scope.ADMIN
-        given = headers.get("authorization")
-        if given is not None:
-            return self._with_key(given, wanted, peer)
+        given = headers.get("authorization", "")
+        # A browser sends along what a proxy before us asked it for, which says nothing to us.
+        if given[: len(_BEARER)].lower() == _BEARER:
+            return self._with_key(given[len(_BEARER) :].strip(), wanted, peer)
         cookie = cookie_of(headers)
         session = self._sessions.find(cookie) if cookie else None
         if session is None:
             return self._nobody(method, path, headers)
         if method not in _SAFE:
             if not is_same_origin(headers):
-                return problem(
-                    403, "this was sent from another site; behind a proxy, let it pass on the Host header"
-                )
+                return problem(403, _ELSEWHERE)
             # The page's own forms carry the token in a field, which it checks.
             token = headers.get(CSRF_HEADER, "")
             if path.startswith(API) and not hmac.compare_digest(token.encode(), session.csrf.encode()):
                 return problem(403, f"with a session, the header {CSRF_HEADER} has to carry its token")
         return Who(session.key, session)
 
-    def _with_key(self, given: str, wanted: Scope, peer: str) -> Who | Response:
-        kind, _, secret = given.partition(" ")
-        key = self._keys.ring().find(secret.strip(), time.time()) if kind.lower() == "bearer" else None
+    def _with_key(self, secret: str, wanted: Scope, peer: str) -> Who | Response:
+        key = self._keys.ring().find(secret, time.time())
         if key is None:
             return self._unknown(peer)
         return Who(key) if key.opens(wanted) else problem(403, f"this takes a key with the scope {wanted}")
@@ -154,17 +154,15 @@ class Gate:
             return RedirectResponse(f"{_LOGIN}?next={quote(path, safe='')}", status_code=303)
         return _unauthorized("not logged in, or not any more")
 
-    async def _log_in(self, peer: str, scope: Asked, receive: Receive, send: Send) -> None:
+    async def _log_in(self, peer: str, headers: Headers, scope: Asked, receive: Receive, send: Send) -> None:
         """Pass a log-in on, slower where others from there failed: whoever shares an address is not locked out."""
-        if self._failures.too_many(peer):
-            if self._slow >= _SLOW_AT_ONCE:
-                await problem(429, "too many log-ins failed", headers={"Retry-After": "60"})(scope, receive, send)
-                return
-            self._slow += 1
-            try:
-                await asyncio.sleep(_SLOW_SECONDS)
-            finally:
-                self._slow -= 1
+        if not is_same_origin(headers):
+            # It counts for nothing: any page that somebody has open could send such ones.
+            await problem(403, _ELSEWHERE)(scope, receive, send)
+            return
+        if self._failures.too_many(peer) and not await self._slowed():
+            await problem(429, "too many log-ins failed", headers={"Retry-After": "60"})(scope, receive, send)
+            return
 
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] >= 400:  # noqa: PLR2004
@@ -173,6 +171,19 @@ class Gate:
             await send(message)
 
         await self._app(scope, receive, watched)
+
+    async def _slowed(self) -> bool:
+        """Wait a moment, as few others may at a time; False where there was no room for that."""
+        try:
+            async with asyncio.timeout(_SLOT_SECONDS):
+                await self._slow.acquire()
+        except TimeoutError:
+            return False
+        try:
+            await asyncio.sleep(_SLOW_SECONDS)
+        finally:
+            self._slow.release()
+        return True
 
     def _is_ours(self, host: str) -> bool:
         name = _without_port(host.lower())
@@ -208,12 +219,30 @@ class Failures:
 
 def cookie_of(headers: Headers) -> str:
     """The session's cookie; empty where there is none."""
-    jar: SimpleCookie = SimpleCookie()
+    found = ""
+    # As tolerant as the page's own parser, and the last one wins as there: other programs of the host, whatever
+    # their port, leave cookies of theirs.
+    for each in headers.getlist("cookie"):
+        found = cookie_parser(each).get(COOKIE, found)
+    return found
+
+
+def still_may(asked: HTTPConnection, keys: KeyFile, sessions: Sessions) -> bool:
+    """Whether the one whose request went through the gate may still operate: for answers that last.
+
+    False as well where it cannot be told which keys there are.
+    """
+    who: Who = asked.state.who
     try:
-        jar.load(headers.get("cookie", ""))
-    except CookieError:
-        return ""
-    return jar[COOKIE].value if COOKIE in jar else ""
+        if who.session is not None:
+            return sessions.find(cookie_of(asked.headers)) is not None
+        now = time.time()
+        return any(
+            key.digest == who.key.digest and key.is_valid(now) and key.opens(Scope.ADMIN)
+            for key in keys.ring().keys
+        )
+    except UserError:
+        return False
 
 
 def is_same_origin(headers: Headers) -> bool:

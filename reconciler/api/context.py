@@ -7,6 +7,7 @@ from typing import Literal
 
 from reconciler.api.schemas import ModelMetrics
 from reconciler.api.sessions import Sessions
+from reconciler.api.streams import MOST_LOG_FOLLOWERS, Listeners
 from reconciler.core.key_usage import KeyUse
 from reconciler.core.state import Json
 from reconciler.host.event_feed import EventFeed
@@ -58,6 +59,7 @@ class Context:
         model_metrics: A model's measures over the last hour; None where nothing is measured.
         key_usage: How much each key is used, by fingerprint.
         access: Who may come.
+        log_followers: Who follows the logs, over the API and on the page.
     """
 
     operations: Operations
@@ -73,3 +75,4 @@ class Context:
     model_metrics: Callable[[str], ModelMetrics | None]
     key_usage: Callable[[], Mapping[str, KeyUse]] = dict
     access: Access = field(default_factory=Access)
+    log_followers: Listeners = field(default_factory=lambda: Listeners(MOST_LOG_FOLLOWERS, "followers of logs"))

@@ -1,23 +1,25 @@
 """The API's routes about models: each only translates to and from `api.answers`. Names may have slashes."""
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 
 from reconciler.api.answers import Answers, line_of
 from reconciler.api.asked import ForATime, Rollback, Suspend
+from reconciler.api.auth import still_may
 from reconciler.api.context import Context
 from reconciler.api.problems import documented, documented_stream
 from reconciler.api.schemas import Done, LogView, ModelDetail, ModelList, ModelMetrics
-from reconciler.api.streams import Listeners, Stream, as_event
+from reconciler.api.streams import Stream, as_event
 from reconciler.loop.by_hand import NOT_FOUND, CommandRefusedError
 
 Name = Annotated[str, Path(description="The model's name, or an alias or adapter of it", max_length=500)]
 Lines = Annotated[int, Query(ge=0, le=10_000, description="How many at most")]
 
 
-def models_router(answers: Answers, context: Context, listeners: Listeners) -> APIRouter:  # noqa: C901 -- a list of routes
+def models_router(answers: Answers, context: Context) -> APIRouter:  # noqa: C901 -- a list of routes
     """Everything below `/models`, and what is about all of them."""
     router = APIRouter(tags=["models"])
 
@@ -78,10 +80,11 @@ def models_router(answers: Answers, context: Context, listeners: Listeners) -> A
         status_code=200,
         responses=documented_stream(),
     )
-    async def follow_model_logs(model: Name) -> Stream:
+    async def follow_model_logs(request: Request, model: Name) -> Stream:
         """Its lines as they come; each event is a LogLine."""
         own = context.operations.named(model)
-        return listeners.stream(as_event(line_of(line).model_dump()) async for line in context.logs.follow(own))
+        lines = (as_event(line_of(line).model_dump()) async for line in context.logs.follow(own))
+        return context.log_followers.stream(lines, partial(still_may, request, context.keys, context.sessions))
 
     @router.get("/models/{model:path}/metrics", responses=documented())
     async def model_metrics(model: Name) -> ModelMetrics:

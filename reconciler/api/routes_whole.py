@@ -1,5 +1,6 @@
 """The API's routes about the whole: plan and apply, the source, the cluster, history, logs and events."""
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -7,6 +8,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from reconciler import __version__
 from reconciler.api.answers import Answers, line_of
 from reconciler.api.asked import Apply, Reconcile
+from reconciler.api.auth import still_may
 from reconciler.api.context import Context
 from reconciler.api.problems import documented, documented_stream
 from reconciler.api.routes_models import Lines
@@ -101,12 +103,14 @@ def whole_router(answers: Answers, context: Context, listeners: Listeners) -> AP
         return await answers.logs(None, lines)
 
     @router.get("/logs/follow", response_class=Stream, status_code=200, responses=documented_stream())
-    async def follow_logs() -> Stream:
+    async def follow_logs(request: Request) -> Stream:
         """Lines as they come; each event is a LogLine."""
-        return listeners.stream(as_event(line_of(line).model_dump()) async for line in context.logs.follow(None))
+        lines = (as_event(line_of(line).model_dump()) async for line in context.logs.follow(None))
+        return context.log_followers.stream(lines, partial(still_may, request, context.keys, context.sessions))
 
     @router.get("/events", response_class=Stream, status_code=200, responses=documented_stream())
     async def events(
+        request: Request,
         last_event_id: Annotated[str | None, Header(max_length=_LONGEST_ID)] = None,
         after: Annotated[
             str | None, Query(max_length=_LONGEST_ID, description="As Last-Event-ID; `all`: what is kept")
@@ -114,8 +118,9 @@ def whole_router(answers: Answers, context: Context, listeners: Listeners) -> AP
     ) -> Stream:
         """The events of the log from now on, or after the one seen last; each event's data is its fields."""
         since = last_event_id or after or context.feed.last_id
-        coming = context.feed.follow(None if since == "all" else since)
-        return listeners.stream(as_event(each.event, id=each.id) async for each in coming)
+        feed = context.feed.follow(None if since == "all" else since)
+        coming = (as_event(each.event, id=each.id) async for each in feed)
+        return listeners.stream(coming, partial(still_may, request, context.keys, context.sessions))
 
     return router
 
@@ -128,8 +133,9 @@ def metrics_router(context: Context) -> APIRouter:
     }
 
     @router.get("/metrics", response_class=Response, responses=documented() | text)
-    def metrics() -> Response:
+    async def metrics() -> Response:
         """All measures. A key with the scope `metrics` is enough."""
+        # Not in a thread, as a plain function would be: the measures belong to the event loop.
         return Response(context.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router

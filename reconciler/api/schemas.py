@@ -30,7 +30,7 @@ class DesiredView(View):
 
     file: str
     policy: str
-    """pinned, on-demand, manual or scheduled."""
+    """pinned, on_demand or manual."""
     revision: str
     changed_by: CommitView | None = None
     """The commit that changed the file last, where the source can tell."""
@@ -139,9 +139,13 @@ class ModelView(View):
     actual: ActualView
     memory: MemoryView | None = None
     weights: tuple[WeightsView, ...] = ()
+    window_open: bool = False
+    """A time window of its schedule is open: until it closes it is kept up as a pinned one is."""
     override: OverrideView | None = None
     suspended: str | None = None
     """In words; None where it is not."""
+    suspended_by_all: bool = False
+    """Only together with all others: resuming this one does not end it."""
     last: HistoryView | None = None
     """The newest line of the journal about it."""
 
@@ -152,7 +156,13 @@ class ModelDetail(ModelView):
     spec: Json | None = None
     """The file's fields with the defaults filled in."""
     text: str | None = None
-    """The file as it is."""
+    """The file as it is; what is no UTF-8 in it is replaced."""
+    digest: str | None = None
+    """sha256 of the file's bytes: a change names it. None where the file cannot be read."""
+    rolled_back: str | None = None
+    """What it was taken back to by hand, in words; None where it was not."""
+    rolled_back_by_all: bool = False
+    """Only together with all others: ending it for this one does nothing."""
     engine: Json | None = None
     """The rendered application."""
     problems: tuple[str, ...] = ()
@@ -167,6 +177,8 @@ class ModelList(View):
     problems: tuple[str, ...] = ()
     """Mistakes in files, as `file:line:column: message`."""
     refused: tuple[str, ...] = ()
+    suspended: str | None = None
+    """The suspension of all of them, in words; None where there is none."""
 
 
 class SourceView(View):

@@ -8,8 +8,9 @@ does not read is let go after a while; it comes again with its `Last-Event-ID`, 
 """
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 
 from starlette.responses import Response
@@ -22,7 +23,10 @@ log = get_logger()
 
 HEARTBEAT_SECONDS = 15.0
 STALL_SECONDS = 30.0
-MOST_LISTENERS = 1000
+MOST_LISTENERS = 220
+"""Of the API and of the page each: some of the port's 500 connections are left for who operates."""
+MOST_LOG_FOLLOWERS = 20
+"""Each looks for itself, at all files of its model and at other nodes."""
 _BEAT, _HELLO = b": beat\n\n", b"retry: 2000\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -35,19 +39,38 @@ _HEADERS = [
 class Listeners:
     """Counts who listens."""
 
-    def __init__(self, most: int = MOST_LISTENERS) -> None:
-        self._most = most
+    def __init__(self, most: int = MOST_LISTENERS, what: str = "listeners") -> None:
+        self._most, self._what = most, what
         self.count = 0
 
-    def stream(self, events: AsyncGenerator[bytes, None]) -> "Stream":
-        """An answer that passes these on.
+    def stream(
+        self, events: AsyncGenerator[bytes, None], goes_on: Callable[[], bool], farewell: bytes = b""
+    ) -> "Stream":
+        """An answer that passes these on; see `Stream`.
 
         Raises:
             CommandRefusedError: There are too many listeners already.
         """
+        self._look_for_room()
+        return Stream(events, self, goes_on, farewell)
+
+    @contextlib.contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Count one for as long as it listens.
+
+        Raises:
+            CommandRefusedError: There are too many already.
+        """
+        self._look_for_room()
+        self.count += 1
+        try:
+            yield
+        finally:
+            self.count -= 1
+
+    def _look_for_room(self) -> None:
         if self.count >= self._most:
-            raise CommandRefusedError(UNAVAILABLE, f"{self._most} listeners are there already")
-        return Stream(events, self)
+            raise CommandRefusedError(UNAVAILABLE, f"{self._most} {self._what} are there already; try again later")
 
 
 class Stream(Response):
@@ -59,6 +82,8 @@ class Stream(Response):
         self,
         events: AsyncGenerator[bytes, None],
         listeners: Listeners,
+        goes_on: Callable[[], bool],
+        farewell: bytes = b"",
         *,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stall_seconds: float = STALL_SECONDS,
@@ -68,16 +93,28 @@ class Stream(Response):
         Args:
             events: Whole events, as they go over the wire.
             listeners: Counts this one while it listens.
+            goes_on: Whether who listens still may; asked at each heartbeat.
+            farewell: What is sent where that ends it.
             heartbeat_seconds: So often something is sent, so that both sides notice when the other is gone.
             stall_seconds: A listener who takes nothing for so long is let go.
         """
         super().__init__()
         self._events, self._listeners = events, listeners
+        self._goes_on, self._farewell = goes_on, farewell
         self._heartbeat, self._stall = heartbeat_seconds, stall_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until one of the two leaves."""
-        self._listeners.count += 1
+        """Send until one of the two leaves, or the listener may not go on.
+
+        Raises:
+            CommandRefusedError: Others came first, so that there are too many listeners.
+        """
+        with self._listeners.one_more():
+            await self._pass_on(scope["path"], receive, send)
+
+    async def _pass_on(self, path: str, receive: Receive, send: Send) -> None:
+        clock = asyncio.get_running_loop().time
+        looked, end = clock(), b""
         gone = asyncio.create_task(_until_gone(receive))
         coming: asyncio.Task[bytes] | None = None
         try:
@@ -90,17 +127,22 @@ class Stream(Response):
                 await asyncio.wait({gone, coming}, timeout=self._heartbeat, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
                     return
+                # By the clock: who may not go on hears no more, however much happens.
+                if clock() - looked >= self._heartbeat:
+                    looked = clock()
+                    if not self._goes_on():
+                        end = self._farewell
+                        break
                 chunk = _BEAT
                 if coming.done():
                     chunk, coming = coming.result(), None
                     if not chunk:
                         break
-            await send({"type": "http.response.body", "body": b""})
+            await send({"type": "http.response.body", "body": end})
         except TimeoutError:
             # Without an end of the body the connection is closed.
-            log.info("listener.dropped", path=scope["path"], reason=f"it took nothing for {self._stall:.0f} s")
+            log.info("listener.dropped", path=path, reason=f"it took nothing for {self._stall:.0f} s")
         finally:
-            self._listeners.count -= 1
             tasks = [task for task in (gone, coming) if task is not None]
             for task in tasks:
                 task.cancel()

@@ -24,14 +24,18 @@ from reconciler.api.schemas import (
     SourceView,
     WeightsView,
 )
-from reconciler.core.edit import Edit
+from reconciler.core.edit import Edit, File
 from reconciler.core.journal_entry import Entry
 from reconciler.core.memory_plan import memory_of
 from reconciler.core.placement import Ledger
 from reconciler.core.plan_json import plan_to_json
 from reconciler.core.plan_markdown import plan_markdown
 from reconciler.core.provenance import Commit
+from reconciler.core.rollback import Rollback
+from reconciler.core.rollback import in_words as rollback_in_words
 from reconciler.core.state import Demand, Device, Json, Node, homes_of
+from reconciler.core.suspension import ALL, suspension_of
+from reconciler.core.suspension import in_words as suspension_in_words
 from reconciler.core.target import Target
 from reconciler.loop.loop import Look
 from reconciler.loop.status import ModelStatus, statuses
@@ -42,18 +46,26 @@ _Places = Mapping[tuple[str, int], Collection[str]]
 
 def model_list(look: Look, newest: Mapping[str, Entry]) -> ModelList:
     """All models, those of invalid files included."""
-    places = places_now(look)
+    places, now = places_now(look), look.observed.now
+    of_all = suspension_of(look.observed.suspensions, ALL, now)
     return ModelList(
         revision=look.desired.revision,
         looked_at=look.observed.now,
         models=tuple(ModelView(**_fields(status, newest, places)) for status in statuses(look, invalid=True)),
         problems=tuple(map(str, look.desired.problems)),
         refused=tuple(refusal.reason for refusal in look.plan.refused),
+        suspended=suspension_in_words(of_all, now) if of_all is not None else None,
     )
 
 
 def model_detail(
-    look: Look, model: str, newest: Mapping[str, Entry], *, text: str | None, logs: Mapping[str, str]
+    look: Look,
+    model: str,
+    newest: Mapping[str, Entry],
+    *,
+    file: File | None,
+    logs: Mapping[str, str],
+    rollback: Rollback | None,
 ) -> ModelDetail | None:
     """One model with everything; None where there is none.
 
@@ -61,8 +73,9 @@ def model_detail(
         look: Of one turn.
         model: Its own name.
         newest: The newest line of the journal about each model.
-        text: Its file, where it can be read.
+        file: Its file, where it can be read.
         logs: The log file of each replica, as far as Serve says.
+        rollback: What holds for it by hand instead of the source.
     """
     status = next((each for each in statuses(look, invalid=True) if each.model == model), None)
     if status is None:
@@ -76,7 +89,10 @@ def model_detail(
     return ModelDetail(
         **fields,
         spec=dict(target.fields) if target is not None else None,
-        text=text,
+        text=file.text if file is not None else None,
+        digest=file.digest if file is not None else None,
+        rolled_back=rollback_in_words(rollback, look.observed.now) if rollback is not None else None,
+        rolled_back_by_all=rollback is not None and rollback.model is None,
         engine=target.config if target is not None else None,
         problems=tuple(str(problem) for problem in look.desired.problems if problem.path in files),
     )
@@ -162,7 +178,9 @@ def places_now(look: Look) -> dict[tuple[str, int], tuple[str, ...]]:
 
 
 def _fields(status: ModelStatus, newest: Mapping[str, Entry], places: _Places) -> dict[str, Any]:
-    target, entry = status.target, status.entry
+    target, entry, observed = status.target, status.entry, status.look.observed
+    window = observed.windows.get(status.model)
+    suspension = suspension_of(observed.suspensions, status.model, observed.now)
     spec = target.spec if target is not None else None
     last = newest.get(status.model)
     return {
@@ -176,8 +194,10 @@ def _fields(status: ModelStatus, newest: Mapping[str, Entry], places: _Places) -
         "actual": _actual(status, places),
         "memory": _memory(target) if target is not None else None,
         "weights": tuple(map(weights_view, status.weights)),
+        "window_open": window is not None and window.open,
         "override": OverrideView(**status.override) if status.override is not None else None,
         "suspended": status.suspended,
+        "suspended_by_all": suspension is not None and suspension.model == ALL,
         "last": view_of(last) if last is not None else None,
     }
 

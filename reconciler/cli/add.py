@@ -1,28 +1,34 @@
-"""The commands that help to begin: add writes a model file, catalogue lists models to choose from."""
+"""The commands that help to begin: add writes a model file, catalogue lists models to choose from.
+
+`add` is the same operation as over the API and on the page: where the files come from git, it pushes a branch or
+prints the commit.
+"""
 
 import asyncio
+import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 import click
 from rich.markup import escape
 from rich.table import Table
 
-from reconciler.cli.common import ERROR, OK, PARTIAL, fail
+from reconciler.cli.changes import plain, say_branch, say_patch, user
+from reconciler.cli.common import ERROR, OK, PARTIAL, fail, quiet
 from reconciler.cli.show import console, print_json
 from reconciler.core import catalogue as models
 from reconciler.core.catalogue import Entry
-from reconciler.core.edit import EditError
-from reconciler.core.new_file import (
-    one_line,
-    task_of,
-)
+from reconciler.core.edit import Edit, EditError, File, NoFileError
+from reconciler.core.new_file import one_line, task_of
 from reconciler.core.parse import parse_all
+from reconciler.core.render import RenderError
 from reconciler.core.weights import in_words
 from reconciler.host.settings import Settings
+from reconciler.loop.edits import make_edits
 from reconciler.loop.new_models import LONGEST_LINE, NewModel, NewModelError, file_for, name_for, new_model
-from reconciler.sources.edit_folder import FolderEdits
-from reconciler.sources.folder import FolderSource
+from reconciler.loop.rendering import make_renderer
+from reconciler.loop.source import make_source
 from reconciler.weights.hub import Hub
 
 
@@ -37,36 +43,35 @@ def add(
     output: str,
     hub: Hub | None = None,
 ) -> int:
-    """Write a model file for a repository or a model of the catalogue; exit 3 where it would not be fetched.
+    """Write or propose a model file for a repository or a model of the catalogue.
+
+    Exit 3 where it would not be fetched.
 
     Args:
-        settings: Where the folder of model files is, and what may be fetched.
+        settings: Where the model files come from, and what may be fetched.
         repo: As `owner/name`, or a name of the catalogue.
         revision: Branch, tag or commit; the default is the main branch.
         name: The model's name; the default is made from the repository's.
-        stdout: Print the file instead of writing it.
+        stdout: Print the file, and change nothing.
         force: Replace a file that is there, and write one though the repository is refused.
         output: `text` or `json`.
         hub: Where to ask; the default is the hub of the environment.
     """
-    if settings.source == "git" and not stdout:
-        fail("the model files come from git: --stdout prints the file, to be committed there")
+    quiet(settings)
     try:
-        path = settings.models_dir / file_for(name_for(repo, name, revision)[1])
-        if not (stdout or force) and (path.is_symlink() or path.exists()):
-            fail(f"{path} exists; --force replaces it, --name chooses another name")
+        if not (stdout or force):
+            _must_be_new(settings, file_for(name_for(repo, name, revision)[1]))
         found = new_model(settings, repo, name=name, revision=revision, hub=hub)
-    except NewModelError as error:
+        if found.refusal and not force:
+            _say(f"reconcile: {found.refusal}", err=True)
+            click.echo("Nothing was written; --force writes the file all the same.", err=True)
+            return PARTIAL
+        edit = None if stdout else asyncio.run(_add(settings, found, force=force))
+    except (NewModelError, EditError, RenderError, FileNotFoundError) as error:
         fail(str(error))
-    if found.refusal and not force:
-        _say(f"reconcile: {found.refusal}", err=True)
-        click.echo("Nothing was written; --force writes the file all the same.", err=True)
-        return PARTIAL
-    text = found.text
-    _check_file(settings.models_dir, path.name, text, alone=stdout)
-    if not stdout:
-        _write(FolderEdits(settings.models_dir, settings.state_dir), path.name, text)
-    _report(found, None if stdout else path, text, output=output)
+    for problem in edit.problems if edit is not None else _alone(found):
+        fail(f"{plain(problem)}; --name chooses another name")
+    _report(settings, found, edit, output=output)
     return OK
 
 
@@ -109,51 +114,75 @@ def _meant(names: str) -> str:
     return f" (did you mean {names}?)" if names else ""
 
 
-def _check_file(folder: Path, file: str, text: str, *, alone: bool) -> None:
-    """End with the reason where the file would be invalid, or claims a name that another file has."""
-    files: dict[str, bytes] = {}
-    if not alone and folder.exists():
-        snapshot = asyncio.run(FolderSource(folder).read())
-        if snapshot.unreadable:
-            fail(snapshot.unreadable)
-        files |= snapshot.files
-    path = f"{folder.name}/{file}"
-    parsed = parse_all({**files, path: text.encode()})
-    for problem in parsed.problems:
-        if problem.path == path:
-            hint = f" ({problem.hint})" if problem.hint else ""
-            fail(f"{problem.message}{hint}; --name chooses another name")
+def _must_be_new(settings: Settings, file: str) -> None:
+    """End where the folder has a file of that name, before anybody is asked."""
+    path = settings.models_dir / file
+    if settings.source == "folder" and os.path.lexists(path):
+        _exists(str(path))
 
 
-def _write(folder: FolderEdits, name: str, text: str) -> None:
+def _exists(path: str) -> NoReturn:
+    fail(f"{path} exists; --force replaces it, --name chooses another name")
+
+
+async def _add(settings: Settings, found: NewModel, *, force: bool) -> Edit:
+    if settings.source == "folder":
+        # For everybody to read, as the files in it.
+        settings.models_dir.mkdir(parents=True, exist_ok=True)
+    edits = make_edits(settings, make_source(settings), make_renderer(settings))
     try:
-        folder.write(name, text.encode(), before=folder.read(name))
-    except EditError as error:
-        fail(str(error))
+        there: File | None = await edits.read(found.file)
+    except NoFileError:
+        there = None
+    if there is not None and not force:
+        _exists(there.path)
+    seen = there.digest if there is not None else None
+    return await edits.apply(found.file, found.text, seen, message=f"Add {found.name}", author=user())
 
 
-def _report(found: NewModel, path: Path | None, text: str, *, output: str) -> None:
+def _alone(found: NewModel) -> list[str]:
+    """What is wrong with the file, whatever other files there are."""
+    return [str(problem) for problem in parse_all({found.file: found.text.encode()}).problems]
+
+
+def _report(settings: Settings, found: NewModel, edit: Edit | None, *, output: str) -> None:
     facts = found.facts
     notes = [*([found.refusal] if found.refusal else []), *found.notes]
+    path = None if edit is None else _where(settings, edit)
     if output == "json":
         print_json(
             {
-                "path": None if path is None else str(path),
-                "text": text,
+                "path": path,
+                "text": found.text,
                 "facts": {**asdict(facts), "task": task_of(facts).value},
                 "notes": notes,
+                "branch": edit.branch if edit is not None else None,
+                "commit": edit.commit if edit is not None else None,
+                "patch": edit.patch if edit is not None else None,
             }
         )
         return
-    if path is None:
-        click.echo(text, nl=False)
+    if edit is None:
+        click.echo(found.text, nl=False)
+    elif edit.patch is not None:
+        say_patch(edit)
+    elif edit.branch is not None:
+        say_branch(edit, "adds")
+    elif not edit.written:
+        _say(f"{path} says that already.")
     else:
         size = in_words(facts.weight_bytes) if facts.weight_bytes else "size unknown"
         _say(f"Wrote {path}: {facts.repo}, {task_of(facts).value}, {size}, licence {facts.licence or 'unknown'}.")
+    printed = edit is None or edit.patch is not None
     for note in notes:
-        _say(f"note: {note}", err=path is None)
-    if path is not None:
+        _say(f"note: {note}", err=printed)
+    if edit is not None and settings.source == "folder":
         click.echo("Look it over; `reconcile --dry-run` shows what it would do.")
+
+
+def _where(settings: Settings, edit: Edit) -> str:
+    """The file, for people: in a folder its own path, else as the source names it."""
+    return str(settings.models_dir / Path(edit.path).name) if settings.source == "folder" else edit.path
 
 
 def _say(text: str, *, err: bool = False) -> None:

@@ -13,7 +13,7 @@ from reconciler.cli.options import CONTEXT, merged, shared_options
 @shared_options
 @click.pass_obj
 def doctor(shared: dict[str, Any], *, state_dir: Path | None, models_dir: Path | None, output: str) -> None:
-    """Look at driver, GPUs, versions, disk, ports, exposure, secrets, hub, source, Serve and reconciler.
+    """Look at driver, GPUs, versions, disk, ports, exposure, secrets, certificate, hub, source, Serve, reconciler.
 
     Says of each finding why it matters and what to do. Changes nothing, and takes 10 seconds at most. Exit 1: an
     error was found; 3: a warning, and no error.

@@ -12,6 +12,7 @@ import click
 from reconciler.cli.common import ERROR, OK, configure_log, fail
 from reconciler.cli.run import run_to_end
 from reconciler.cli.show import print_json
+from reconciler.core.exposure import is_loopback
 from reconciler.host.key_file import KeyFile
 from reconciler.host.settings import Settings
 from reconciler.loop.assemble import find_edge, make_edge
@@ -47,7 +48,8 @@ async def _follow(settings: Settings, url: str, token: Path, name: str, listen_p
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await follow_reconciler(door, url, token, name, stop)
+    exposed = not is_loopback(settings.listen_host)
+    await follow_reconciler(door, url, token, name, stop, exposed=exposed)
     return OK
 
 
@@ -55,7 +57,9 @@ async def _edge(settings: Settings, verb: str, output: str) -> int:
     door = await find_edge(settings)
     if verb == "start":
         check_exposure(settings, front_door_alone=True)
-        await door.set_keys(KeyFile(settings.state_dir).ring(), time.time())
+        keys = KeyFile(settings.state_dir)
+        keys.strangers_come = not is_loopback(settings.listen_host)
+        await door.set_keys(keys.ring(), time.time())
         click.echo("started" if await door.ensure_running() else "it runs already")
         return OK
     if verb == "stop":

@@ -11,7 +11,7 @@ import yaml
 from reconciler.cli.common import ERROR, OK, PARTIAL, fail, open_weights
 from reconciler.cli.show import print_json, show_problems
 from reconciler.core.desired import Desired, Snapshot, compile_desired, revision_of, wanted_in
-from reconciler.core.parse import parse_all
+from reconciler.core.parse import SUFFIXES, parse_all
 from reconciler.core.render import RenderError
 from reconciler.core.schema import json_schema
 from reconciler.host.settings import Settings
@@ -19,7 +19,7 @@ from reconciler.loop.rendering import make_renderer
 from reconciler.loop.rollbacks import RollbackStore
 from reconciler.loop.source import make_source
 from reconciler.ray_serve.schema import complaint_about
-from reconciler.sources.folder import SUFFIXES, FolderSource
+from reconciler.sources.folder import FolderSource
 from reconciler.weights.store import WeightStore
 
 

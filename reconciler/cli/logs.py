@@ -12,10 +12,15 @@ from datetime import datetime
 import click
 
 from reconciler.cli.common import OK, fail, quiet
+from reconciler.core.desired import wanted_in
 from reconciler.core.log_lines import ORIGINS, LogLine
+from reconciler.core.parse import parse_all
 from reconciler.core.spec import parse_duration
+from reconciler.host.errors import UserError
 from reconciler.host.settings import Settings
 from reconciler.loop.logs import Logs, Wanted
+from reconciler.loop.rollbacks import RollbackStore
+from reconciler.loop.source import make_source
 
 _COLOURS = {"reconciler": "green", "edge": "yellow", "serve": "cyan", "vllm": "magenta"}
 _LEVEL_COLOURS = {"warning": "yellow", "error": "red"}
@@ -40,7 +45,13 @@ def logs(
     except ValueError as error:
         fail(f"--since: {error}")
     wanted = Wanted(origins or ORIGINS, level, begin)
-    reading = Logs(settings.state_dir, dashboard=settings.ray_dashboard, token_path=settings.ray_token_path)
+    repos = asyncio.run(_repos_of(settings, model)) if model is not None else ()
+    reading = Logs(
+        settings.state_dir,
+        dashboard=settings.ray_dashboard,
+        token_path=settings.ray_token_path,
+        repos=lambda _model: repos,
+    )
     try:
         asyncio.run(_print(reading, model, lines, wanted, follow=follow, output=output))
     except KeyboardInterrupt:
@@ -49,6 +60,20 @@ def logs(
         # Whoever read has seen enough. What Python flushes at its end goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return OK
+
+
+async def _repos_of(settings: Settings, model: str) -> Collection[str]:
+    """The repositories that a model is made of by its file, for their downloads are its business too."""
+    try:
+        snapshot = RollbackStore(settings.state_dir, read_only=True).apply(await make_source(settings).read())
+    except UserError as error:
+        why = str(error)
+    else:
+        why = snapshot.unreadable
+    if why:
+        _say([f"downloads of {model} are left out: {why}"])
+        return ()
+    return {each.repo for each in wanted_in(parse_all(snapshot.files)) if each.model == model}
 
 
 async def _print(

@@ -6,14 +6,13 @@ as any other.
 
 import asyncio
 import difflib
-import getpass
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
 
+from reconciler.cli.changes import plain, say_branch, say_patch, user
 from reconciler.cli.common import OK, fail, quiet
 from reconciler.cli.show import print_json
 from reconciler.core.edit import Edit, EditError, File
@@ -23,8 +22,6 @@ from reconciler.host.settings import Settings
 from reconciler.loop.edits import Edits, make_edits
 from reconciler.loop.rendering import make_renderer
 from reconciler.loop.source import make_source
-
-_SHORT = 12
 
 
 def remove(settings: Settings, name: str, *, yes: bool, message: str, output: str) -> int:
@@ -46,13 +43,13 @@ def remove(settings: Settings, name: str, *, yes: bool, message: str, output: st
             _ask(edit, output=output)
         if not edit.problems:
             edit = asyncio.run(
-                edits.apply(file.path, None, file.digest, message=message or f"Remove {name}", author=_user())
+                edits.apply(file.path, None, file.digest, message=message or f"Remove {name}", author=user())
             )
     except (EditError, RenderError, FileNotFoundError) as error:
         fail(str(error))
     if edit.problems:
         for problem in edit.problems:
-            click.echo(_plain(problem), err=True)
+            click.echo(plain(problem), err=True)
         fail(f"nothing was removed: without {edit.path} the files above would be invalid")
     if output == "json":
         print_json(asdict(edit))
@@ -81,30 +78,14 @@ def _file_of(files: Sequence[File], name: str) -> File:
 def _ask(edit: Edit, *, output: str) -> None:
     if output == "json" or not sys.stdin.isatty():
         fail(f"{edit.path} would be removed: say --yes")
-    click.echo(_plain(edit.diff), nl=False)
+    click.echo(plain(edit.diff), nl=False)
     click.confirm(f"Remove {edit.path}?", abort=True)
 
 
 def _report(settings: Settings, edits: Edits, edit: Edit) -> None:
     if not edits.writes:
-        # To a file it goes as it is; a terminal is not to be steered by it.
-        patch = edit.patch or ""
-        click.echo(_plain(patch) if sys.stdout.isatty() else patch.encode(), nl=False)
-        click.echo("Nothing was changed: this is the commit, for `git am --keep-cr` in a clone.", err=True)
+        say_patch(edit)
     elif edit.branch is not None:
-        commit = (edit.commit or "")[:_SHORT]
-        click.echo(f"Pushed {edit.branch} (commit {commit}), which removes {edit.path}: merge it.")
+        say_branch(edit, "removes")
     else:
         click.echo(f"Removed {edit.path}; it is kept as {settings.state_dir / (edit.backup or '')}.")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # A user without a name, as in containers.
-        return f"user {os.getuid()}"
-
-
-def _plain(text: str) -> str:
-    """What others wrote, without what would steer a terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)

@@ -67,7 +67,6 @@ def converge(settings: Settings, wishes: Wishes, *, output: str) -> int:
     try:
         with exclusive(settings.state_dir), download_bars() as show:
             configure_log(settings, keep=True)
-            check_exposure(settings, front_door_alone=True)
             look = run_to_end(service.converge_once(settings, options, show))
     except NoLeaseError as error:
         return no_lease(error)

@@ -13,11 +13,10 @@ from typing import Final
 
 from reconciler.core.desired import Snapshot, compile_desired
 from reconciler.core.git_names import odd_name
-from reconciler.core.parse import Problem, parse_all
+from reconciler.core.parse import SUFFIXES, Problem, parse_all
 from reconciler.core.render import Renderer
 from reconciler.core.yaml_reader import MAX_BYTES
 
-SUFFIXES: Final = (".yaml", ".yml")
 LONGEST_NAME: Final = 200
 """Bytes of a file's name: what is written beside it, and its backups, have longer ones."""
 

@@ -88,6 +88,8 @@ class KeyRing:
     """All keys there are, revoked ones included."""
 
     keys: tuple[Key, ...] = ()
+    must_be_asked: bool = False
+    """Strangers reach the front door, so that it is never open."""
 
     @property
     def inference_is_open(self) -> bool:
@@ -95,11 +97,11 @@ class KeyRing:
 
         One that is revoked still counts, so that revoking the last one closes the door and does not open it.
         """
-        return not any(Scope.INFERENCE in key.scopes for key in self.keys)
+        return not self.must_be_asked and not any(Scope.INFERENCE in key.scopes for key in self.keys)
 
     def beside(self, key: Key) -> "KeyRing":
         """With a key of our own that is written nowhere, where keys are asked for."""
-        return self if self.inference_is_open else KeyRing((*self.keys, key))
+        return self if self.inference_is_open else replace(self, keys=(*self.keys, key))
 
     def find(self, secret: str, now: float) -> Key | None:
         """The valid key that this is; in the same time whichever it is, and whether it is one at all."""
@@ -118,7 +120,7 @@ class KeyRing:
         _check(key)
         if any(other.name == key.name and other.is_valid(key.created) for other in self.keys):
             raise KeyRefusedError(f"there is a key {key.name!r} already; revoke it first, or take another name")
-        return self._with(key)
+        return _with(self, key)
 
     def revoke(self, which: str, now: float) -> tuple["KeyRing", Key]:
         """Without a key, by its name or fingerprint; by name also without those whose place it took.
@@ -137,7 +139,7 @@ class KeyRing:
         if not gone:
             raise KeyRefusedError(f"there is no key {which[:64]!r} that could be revoked")
         changed = {key.digest: key for key in gone}
-        return KeyRing(tuple(changed.get(key.digest, key) for key in self.keys)), gone[-1]
+        return replace(self, keys=tuple(changed.get(key.digest, key) for key in self.keys)), gone[-1]
 
     def rotate(
         self, name: str, digest: str, now: float, *, grace: float = 0.0, expires: float | None = None
@@ -169,18 +171,8 @@ class KeyRing:
         ended = {
             key.digest: _ended(key, now, grace) for key in self.keys if key.name == name and key.revoked is None
         }
-        ring = KeyRing(tuple(ended.get(key.digest, key) for key in self.keys))
-        return ring._with(new), new, ended[old.digest]
-
-    def _with(self, key: Key) -> "KeyRing":
-        if len(self.keys) < MOST_KEYS:
-            return KeyRing((*self.keys, key))
-        inference = sum(Scope.INFERENCE in other.scopes for other in self.keys)
-        for index, other in enumerate(self.keys):
-            # The last one that says that the door is not open stays.
-            if not other.is_valid(key.created) and (Scope.INFERENCE not in other.scopes or inference > 1):
-                return KeyRing((*self.keys[:index], *self.keys[index + 1 :], key))
-        raise KeyRefusedError(f"there are {MOST_KEYS} keys already; revoke one first")
+        ring = replace(self, keys=tuple(ended.get(key.digest, key) for key in self.keys))
+        return _with(ring, new), new, ended[old.digest]
 
 
 def _check(key: Key) -> None:
@@ -218,6 +210,17 @@ def _ended(key: Key, now: float, grace: float) -> Key:
     if grace <= 0:
         return replace(key, revoked=now)
     return replace(key, expires=now + grace if key.expires is None else min(key.expires, now + grace))
+
+
+def _with(ring: KeyRing, key: Key) -> KeyRing:
+    if len(ring.keys) < MOST_KEYS:
+        return replace(ring, keys=(*ring.keys, key))
+    inference = sum(Scope.INFERENCE in other.scopes for other in ring.keys)
+    for index, other in enumerate(ring.keys):
+        # The last one that says that the door is not open stays.
+        if not other.is_valid(key.created) and (Scope.INFERENCE not in other.scopes or inference > 1):
+            return replace(ring, keys=(*ring.keys[:index], *ring.keys[index + 1 :], key))
+    raise KeyRefusedError(f"there are {MOST_KEYS} keys already; revoke one first")
 
 
 def digest_of(secret: str) -> str:

@@ -22,6 +22,8 @@ from reconciler.core.secrets import without_secrets
 from reconciler.core.spec import ModelSpec
 from reconciler.core.yaml_reader import Data, Document, Path, Position, YamlError
 
+SUFFIXES: Final = (".yaml", ".yml")
+"""What the names of model files end in, in lower case."""
 MAX_PROBLEMS: Final = 50
 """Problems reported of one file; behind that, only their number."""
 

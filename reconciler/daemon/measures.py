@@ -45,6 +45,7 @@ class Measures:
             downloads=parts.weights.under_way,
             received=parts.weights.received,
             key_requests=lambda: {each: use.requests for each, use in self.key_usage.usage().items()},
+            refused=parts.activator.refused,
             model_memory=self.last_hour.memory,
             gpu_used=self._gpu_used,
         )

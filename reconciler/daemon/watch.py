@@ -72,15 +72,20 @@ async def watch(settings: Settings, options: Options, feed: EventFeed) -> None:
             if held:
                 loops.append(parts.loop)
                 notifier.status(f"keeps the models of {parts.source.place}")
-                await _serve_until(stop, parts, settings, feed, notifier)
+                await _serve_until(stop, parts, settings, feed, notifier, heart)
     finally:
         notifier.stopping()
         beating.cancel()
         await asyncio.gather(beating, return_exceptions=True)
 
 
-async def _serve_until(
-    stop: asyncio.Event, parts: Parts, settings: Settings, feed: EventFeed, notifier: Notifier
+async def _serve_until(  # noqa: PLR0917 -- it is `watch`, once everything is there
+    stop: asyncio.Event,
+    parts: Parts,
+    settings: Settings,
+    feed: EventFeed,
+    notifier: Notifier,
+    heart: Heartbeat,
 ) -> None:
     # Here, because FastAPI takes its time and no other command needs it.
     from reconciler.daemon.management import management_app, tls_of  # noqa: PLC0415
@@ -102,12 +107,20 @@ async def _serve_until(
     management = management_app(parts, settings, operations, feed, measures)
     work: list[Coroutine[Any, Any, None]] = [
         serve(front, "127.0.0.1", settings.activator_port, on_stop=parts.activator.stop_holding),
-        serve(management, settings.api_host, settings.api_port, grace_seconds=1, tls=tls_of(settings)),
+        serve(
+            management,
+            settings.api_host,
+            settings.api_port,
+            grace_seconds=1,
+            tls=tls_of(settings),
+            # Half of the files that a process may usually have open; all else that we do needs some too.
+            most_connections=500,
+        ),
         serve_unix(control_of(operations), settings.state_dir / CONTROL_SOCKET),
         parts.overrides.watch(),
         measures.last_hour.watch(),
         _prepare(),
-        _take_turns(parts, polling, settings.resync_interval),
+        _take_turns(parts, polling, settings.resync_interval, heart),
     ]
     if polling is None:
         work.append(watch_folder(settings.models_dir, parts.loop.wake))
@@ -193,10 +206,11 @@ async def _until_held(lease: Keeper, stop: asyncio.Event) -> bool:
     return lease.holds()
 
 
-async def _take_turns(parts: Parts, polling: Polling | None, resync_seconds: float) -> None:
+async def _take_turns(parts: Parts, polling: Polling | None, resync_seconds: float, heart: Heartbeat) -> None:
     """Have the loop take its turns; not before there is anything to look at, where that comes from elsewhere."""
     if polling is not None and (await parts.source.read()).unreadable:
-        await polling.sync()
+        with heart.waiting("fetches the model files"):
+            await polling.sync()
     await parts.loop.watch(parts.actor, parts.front_door, parts.reporter, resync_seconds=resync_seconds)
 
 

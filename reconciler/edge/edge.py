@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from reconciler.core.exposure import is_loopback
 from reconciler.core.keys import KeyRing
 from reconciler.edge import maps, process
 from reconciler.edge.access import Access
@@ -48,7 +49,7 @@ class Edge:
         self._certificate = (
             None if options.tls_cert is None else Certificate(options.tls_cert, options.tls_key, options.folder)
         )
-        self._maps = LiveMaps(options.folder, self._api)
+        self._maps = LiveMaps(options.folder, self._api, locked=not is_loopback(options.listen_host))
         self._access: Access | None = None
         self._changing_maps = asyncio.Lock()
         self._used: set[str] = set()

@@ -20,11 +20,13 @@ class LiveMaps:
     Args:
         folder: Where their files are.
         api: The edge's socket.
+        locked: A key is required, whatever anybody says: strangers reach it.
     """
 
-    def __init__(self, folder: Path, api: RuntimeApi) -> None:
+    def __init__(self, folder: Path, api: RuntimeApi, *, locked: bool = False) -> None:
         self._folder = folder
         self._api = api
+        self._locked = locked
 
     def on_file(self, which: Map) -> dict[str, str]:
         """What the edge would start with. What is no entry is left out.
@@ -35,10 +37,10 @@ class LiveMaps:
         try:
             text = (self._folder / which.name).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
-            return {}
+            text = ""
         entries = which.parse(text)
         # Who may pass is not known of a file that is damaged.
-        if which is KEYS and len(entries) != len(text.splitlines()):
+        if which is KEYS and (self._locked or len(entries) != len(text.splitlines())):
             entries |= LOCKED
         return entries
 
@@ -59,6 +61,8 @@ class LiveMaps:
                 must not go on because a disk is full.
             EdgeUnreachableError: The edge answers and yet does not take them; the file has them.
         """
+        if which is KEYS and self._locked:
+            entries = {**entries, **LOCKED}
         text, file = which.format(entries), self._folder / which.name
         try:
             if not _holds(file, text):

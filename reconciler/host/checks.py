@@ -26,7 +26,6 @@ _LEAST_SHM = 2 * _GIB
 _LEAST_FILES = 65_536
 _LEAST_WATCHES = 8192
 _LEAST_INSTANCES = 64
-_LEAST_STATE = _GIB
 _MOST_NAMED = 6
 _REPO = Path(__file__).resolve().parents[2]
 
@@ -269,8 +268,15 @@ def limits(
     return found
 
 
-def secret_file(check: str, path: Path, *, needed: bool) -> Finding | None:
-    """Whether a secret is one: a file that only its owner can read. None where it is neither there nor needed."""
+def secret_file(check: str, path: Path, *, needed: bool, of_group: bool = False) -> Finding | None:
+    """Whether a secret is one: a file that only its owner can read.
+
+    Args:
+        check: What it is called.
+        path: Where it is.
+        needed: Without it something is refused; else gives None where it is not there.
+        of_group: The file's group may read it as well.
+    """
     try:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
@@ -290,19 +296,20 @@ def secret_file(check: str, path: Path, *, needed: bool) -> Finding | None:
         return Finding(
             check, Level.ERROR, f"{path} is no file", "What needs it is refused.", "Correct the setting."
         )
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if mode & (stat.S_IRWXO | (stat.S_IWGRP if of_group else stat.S_IRWXG)):
         return Finding(
             check,
             Level.ERROR,
             f"{path} has mode {mode:04o}",
             "Other users of this machine may read or change a secret.",
-            f"chmod 600 {path}, and replace what it held.",
+            f"chmod {640 if of_group else 600} {path}, and replace what it held.",
         )
     if not os.access(path, os.R_OK):
         return Finding(
             check, Level.ERROR, f"{path} cannot be read", "What needs it is refused.", "Run it as its owner."
         )
-    return Finding(check, Level.OK, f"{path} is its owner's alone")
+    whose = "its owner's and its group's" if of_group else "its owner's"
+    return Finding(check, Level.OK, f"{path} is {whose} alone")
 
 
 def state_directory(folder: Path) -> Finding:

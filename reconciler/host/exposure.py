@@ -1,11 +1,12 @@
 """Which of our ports others than this machine can reach, and which are somebody else's: for `reconcile doctor`."""
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.core.findings import Finding, Level
+from reconciler.core.keys import Scope
 from reconciler.core.listening import Listener, listeners
 
 _PROC = Path("/proc")
@@ -22,7 +23,8 @@ class OurPort:
 
     Attributes:
         what: Whose it is, for people.
-        guard: What it asks of a caller: `keys`, `token` or `nothing`.
+        guard: What it asks of a caller: a key of the scope `inference` or `admin`, Ray's `token`, or `nothing`;
+            `network`: nothing, and the operator says that no stranger reaches it.
         owner: Process that should have it; None where it does not run, or is not known.
         exclusive: It is known whenever it runs, so without one nobody may have the port.
     """
@@ -76,7 +78,8 @@ def exposed(
     ports: Sequence[OurPort],
     *,
     ray_token: bool,
-    keys: bool,
+    keys: Collection[Scope],
+    tls: bool,
 ) -> list[Finding]:
     """What of ours can be reached from elsewhere.
 
@@ -85,7 +88,8 @@ def exposed(
         holders: Who, as far as known.
         ports: Ours.
         ray_token: Ray asks for a token.
-        keys: There are keys for the front door.
+        keys: The scopes that there are keys for.
+        tls: There is a certificate for the front door and the API.
     """
     ours = {each.port: each for each in ports}
     found: list[Finding] = []
@@ -95,7 +99,7 @@ def exposed(
             continue
         known = ours.get(each.port)
         if known is not None:
-            found.append(_of_ours(each, known, ray_token=ray_token, keys=keys))
+            found.append(_of_ours(each, known, ray_token=ray_token, keys=keys, tls=tls))
         elif any(word in holders.get(each.inode, (0, ""))[1] for word in _OF_RAY):
             of_ray.append(each)
     if of_ray:
@@ -172,25 +176,44 @@ def _is_or_descends(pids: Iterable[int], owner: int) -> bool:
     return False
 
 
-def _of_ours(socket: Listener, port: OurPort, *, ray_token: bool, keys: bool) -> Finding:
-    safe = {"keys": keys, "token": ray_token}.get(port.guard, False)
+def _of_ours(socket: Listener, port: OurPort, *, ray_token: bool, keys: Collection[Scope], tls: bool) -> Finding:
     what = f"{port.what} listens on {socket}"
-    if safe and port.guard == "keys":
-        return Finding("exposure", Level.NOTE, f"{what}; it asks for a key")
-    if safe:
-        return Finding(
-            "exposure",
-            Level.WARNING,
-            f"{what}; it asks for Ray's token",
-            "Whoever has the token runs code.",
-            "Let only your own nodes reach it. " + _FIREWALL,
-        )
-    why = {
-        "keys": "There is no key, so whoever reaches it may use it.",
-        "token": "Whoever reaches Ray without a token runs code here.",
-    }.get(port.guard, "It asks nobody who they are.")
-    do = {
-        "keys": "Make a key (reconcile keys), or listen on 127.0.0.1.",
-        "token": "Set RAY_AUTH_MODE=token, as ./start.sh does, and restart Ray.",
-    }.get(port.guard, _FIREWALL + " For Ray's HAProxy: RAY_SERVE_HAPROXY_BINARY_PATH=deploy/haproxy-loopback.sh.")
+    if port.guard in (Scope.INFERENCE, Scope.ADMIN):
+        return _of_a_door(what, Scope(port.guard), keys=keys, tls=tls)
+    if port.guard == "token":
+        return _of_ray(what, ray_token=ray_token)
+    if port.guard == "network":
+        why = "It asks nobody for a key; trust_serve_network says that only machines of yours reach it."
+        return Finding("exposure", Level.NOTE, what, why, "docs/security.md has more.")
+    return Finding(
+        "exposure",
+        Level.ERROR,
+        what,
+        "It asks nobody who they are.",
+        _FIREWALL + " For Ray's HAProxy: RAY_SERVE_HAPROXY_BINARY_PATH=deploy/haproxy-loopback.sh.",
+    )
+
+
+def _of_a_door(what: str, scope: Scope, *, keys: Collection[Scope], tls: bool) -> Finding:
+    if scope not in keys:
+        level = Level.WARNING if scope is Scope.ADMIN else Level.ERROR
+        why = "It lets nobody in, and what listens there does not start so the next time."
+        if scope is Scope.INFERENCE:
+            why += " A front door of an earlier version lets everybody in."
+        do = f"Make one (reconcile keys add NAME --scope {scope}), or listen on 127.0.0.1."
+        return Finding("exposure", level, f"{what}, and there is no {scope} key", why, do)
+    asks = f"{what}; it asks for an {scope} key"
+    if tls:
+        return Finding("exposure", Level.NOTE, asks)
+    why = "Keys, prompts and answers can be read on the way."
+    return Finding("exposure", Level.NOTE, f"{asks}, in plain HTTP", why, "Give it a certificate: docs/tls.md.")
+
+
+def _of_ray(what: str, *, ray_token: bool) -> Finding:
+    if ray_token:
+        do = "Let only your own nodes reach it. " + _FIREWALL
+        asks = f"{what}; it asks for Ray's token"
+        return Finding("exposure", Level.WARNING, asks, "Whoever has the token runs code.", do)
+    why = "Whoever reaches Ray without a token runs code here."
+    do = "Set RAY_AUTH_MODE=token, as ./start.sh does, and restart Ray."
     return Finding("exposure", Level.ERROR, what, why, do)

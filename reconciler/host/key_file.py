@@ -13,6 +13,7 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +24,7 @@ from reconciler.core.keys import (
     MOST_KEYS,
     MOST_MODELS,
     Key,
+    KeyRefusedError,
     KeyRing,
     Scope,
     digest_of,
@@ -39,7 +41,8 @@ FILE = "keys.json"
 _LOCK = "keys.lock"
 _LOCK_SECONDS = 5.0
 _PAUSE_SECONDS = 0.02
-_MOST_BYTES = 16 * 2**20
+_MOST_BYTES = 3 * 2**20
+"""Less than an edge on another node takes in one answer."""
 _RANDOM_BYTES = 32
 # Up to the year 5138: what is kept can always be shown as a date.
 _Time = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
@@ -100,6 +103,8 @@ class KeyFile:
         self._folder = state_dir
         self._file = state_dir / FILE
         self._wall_clock = wall_clock
+        self.strangers_come = False
+        """The front door is reached from elsewhere, so that it is never open."""
         # What the file looked like when it was read, and what it said: keys, or why it could not be used.
         self._read: tuple[tuple[int, ...], KeyRing | str] | None = None
 
@@ -119,13 +124,13 @@ class KeyFile:
                 raise KeyFileError(
                     f"{self._file} is gone: put it back, or restart the reconciler to go on without keys"
                 ) from None
-            return KeyRing()
+            return KeyRing(must_be_asked=self.strangers_come)
         except OSError as error:
             raise KeyFileError(f"{self._file} cannot be read: {error.strerror}") from error
         said = self._read[1]
         if isinstance(said, str):
             raise KeyFileError(said)
-        return said
+        return replace(said, must_be_asked=True) if self.strangers_come else said
 
     def add(
         self,
@@ -254,7 +259,10 @@ class KeyFile:
             for key in ring.keys
         ]
         document = _Document(version=1, keys=tuple(rows))
-        write_atomic(self._file, document.model_dump_json(indent=1, exclude_none=True) + "\n")
+        text = document.model_dump_json(indent=1, exclude_none=True) + "\n"
+        if len(text) > _MOST_BYTES:
+            raise KeyRefusedError("all keys together name too many models; let some of them use all models")
+        write_atomic(self._file, text)
         self._read = self._load()
 
     def _load(self) -> tuple[tuple[int, ...], KeyRing | str]:

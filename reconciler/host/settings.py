@@ -110,6 +110,8 @@ class Settings(BaseSettings):
     where it started Ray itself."""
     serve_host: str = "127.0.0.1"
     """Address that Serve's HTTP proxy listens on, and where the edge finds it."""
+    trust_serve_network: bool = False
+    """Only machines of yours reach serve_host, where that is not loopback: Serve asks nobody for a key."""
     serve_port: Port = 8100
     """Port of Serve's HTTP proxy."""
     listen_host: Host = "127.0.0.1"

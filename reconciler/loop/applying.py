@@ -8,14 +8,10 @@ import aiohttp
 from reconciler.core.plan_json import plan_to_json
 from reconciler.core.saved_plan import SavedPlan, saved_to_text, stale
 from reconciler.core.turn import Options
+from reconciler.loop.by_hand import CONFLICT
 from reconciler.loop.lease import NoLeaseError
 from reconciler.loop.loop import Look, Loop
-from reconciler.loop.running import CONTROL_SOCKET, NoReconcilerError
-
-CONFLICT = 409
-"""HTTP status of a stale plan at the control socket."""
-_OK = 200
-_ANOTHER_VERSION = "the reconciler that runs here is of another version; restart it"
+from reconciler.loop.running import ANOTHER_VERSION, NoReconcilerError, opened
 
 
 class StaleError(RuntimeError):
@@ -59,25 +55,23 @@ async def ask_to_apply(state_dir: Path, saved: SavedPlan) -> dict[str, Any]:
         NoReconcilerError: None answers.
         StaleError: The plan is not what it would plan now.
     """
-    connector = aiohttp.UnixConnector(str(state_dir / CONTROL_SOCKET))
-    # However long the models take to load.
-    timeout = aiohttp.ClientTimeout(total=None)
     try:
         async with (
-            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-            session.post("http://reconciler/apply", data=saved_to_text(saved).encode()) as answer,
+            # However long the models take to load.
+            opened(state_dir, None) as session,
+            session.post("/apply", data=saved_to_text(saved).encode()) as answer,
         ):
             found = await answer.json()
     except (aiohttp.ContentTypeError, ValueError) as error:
-        raise NoReconcilerError(_ANOTHER_VERSION) from error
+        raise NoReconcilerError(ANOTHER_VERSION) from error
     except (aiohttp.ClientError, OSError) as error:
         raise NoReconcilerError(str(error)) from error
     if not isinstance(found, dict):
-        raise NoReconcilerError(_ANOTHER_VERSION)
+        raise NoReconcilerError(ANOTHER_VERSION)
     if answer.status == CONFLICT and isinstance(found.get("stale"), list):
         raise StaleError(tuple(str(reason) for reason in found["stale"]))
     if found.get("lease") is True:
         raise NoLeaseError(str(found.get("error")))
-    if answer.status != _OK:
+    if not answer.ok:
         raise NoReconcilerError(str(found.get("error")))
     return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from reconciler.activator.app import Activator
+from reconciler.core.exposure import is_loopback
 from reconciler.core.fitting import Fitter
 from reconciler.core.keys import Key, Scope, digest_of, secret_from
 from reconciler.core.render import Renderer
@@ -112,6 +113,7 @@ async def assembled(
         serve_url = f"http://{settings.serve_host}:{port}"
         edge = Edges(make_edge(settings, port), settings.state_dir)
         keys = KeyFile(settings.state_dir)
+        keys.strangers_come = not is_loopback(settings.listen_host)
         chat_key = secret_from(secrets.token_urlsafe(32))
         ours = Key("chat", digest_of(chat_key), frozenset({Scope.INFERENCE}), time.time())
         activator = Activator(serve_url, keys=lambda: keys.ring().beside(ours))

@@ -1,7 +1,7 @@
 """How other commands speak to the reconciler that runs: over a socket that only its owner can open."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import asdict, fields
 from typing import Annotated, Any, TypeVar
 
@@ -20,21 +20,18 @@ from reconciler.loop.by_hand import (
     CONFLICT,
     NOT_FOUND,
     UNAVAILABLE,
-    ByHand,
     CommandRefusedError,
     NoLeaseHereError,
 )
-from reconciler.loop.lease import Keeper
-from reconciler.loop.loop import Look, Loop
+from reconciler.loop.loop import Look
 from reconciler.loop.operations import Operations
-from reconciler.loop.rollbacks import RollbackHand, rollback_endpoint
-from reconciler.weights.store import WeightStore
+from reconciler.loop.rollbacks import RollbackAsked
 
 _LONGEST_NAME = 500
 _POLL_SECONDS = 0.5
 
 T = TypeVar("T")
-A = TypeVar("A", bound="_Asked")
+A = TypeVar("A", bound=BaseModel)
 
 
 class _Asked(BaseModel):
@@ -58,19 +55,6 @@ class _Resume(_Asked):
     model: Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME)] | None
 
 
-def control_app(
-    loop: Loop,
-    weights: WeightStore,
-    by_hand: ByHand,
-    *,
-    rollback: RollbackHand,
-    sync: Callable[[], Awaitable[dict[str, object]]],
-    lease: Keeper,
-) -> Starlette:
-    """The same as `control_of`, from what the operations are made of; see `Operations`."""
-    return control_of(Operations(loop, weights, by_hand, rollback=rollback, sync=sync, lease=lease))
-
-
 def control_of(operations: Operations) -> Starlette:
     """The ASGI application behind the control socket."""
     answers = _Answers(operations)
@@ -80,7 +64,7 @@ def control_of(operations: Operations) -> Starlette:
             Route("/downloads", answers.downloads, methods=["GET"]),
             Route("/traffic", answers.traffic, methods=["GET"]),
             Route("/override", answers.override, methods=["POST"]),
-            Route("/rollback", rollback_endpoint(operations.rollback_hand), methods=["POST"]),
+            Route("/rollback", answers.rollback, methods=["POST"]),
             Route("/apply", answers.apply, methods=["POST"]),
             Route("/sync", answers.sync_now, methods=["POST"]),
             Route("/suspend", answers.suspend, methods=["POST"]),
@@ -111,6 +95,9 @@ class _Answers:
     async def override(self, request: Request) -> JSONResponse:
         asked = await _read(request, _Override)
         return JSONResponse(asdict(self._operations.give(asked.kind, asked.model, asked.seconds)))
+
+    async def rollback(self, request: Request) -> JSONResponse:
+        return JSONResponse(asdict(await self._operations.rollback(await _read(request, RollbackAsked))))
 
     async def models(self, _: Request) -> JSONResponse:
         return JSONResponse(self._operations.models())

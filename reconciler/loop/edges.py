@@ -244,6 +244,8 @@ class Edges:
         complaint = self._hear(report)
         if complaint is not None:
             return complaint
+        if self._access is None:
+            return _refusal(503, "it is not known yet who may infer")
         if self._routes is None:
             async with self._changing_routes:
                 # Nobody has set any since this process began.

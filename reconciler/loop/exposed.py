@@ -2,7 +2,7 @@
 
 import time
 
-from reconciler.core.exposure import Listen, refusals
+from reconciler.core.exposure import Listen, is_loopback, refusals
 from reconciler.core.keys import Scope
 from reconciler.host.errors import UserError
 from reconciler.host.key_file import KeyFile
@@ -23,6 +23,11 @@ def check_exposure(settings: Settings, *, front_door_alone: bool = False) -> Non
     listens = [Listen("listen_host", settings.listen_host, Scope.INFERENCE, "the front door")]
     if not front_door_alone:
         listens.append(Listen("api_host", settings.api_host, Scope.ADMIN, "the API and the page"))
-    problems = refusals(listens, KeyFile(settings.state_dir).ring(), time.time())
+    problems = list(refusals(listens, KeyFile(settings.state_dir).ring(), time.time()))
+    if not is_loopback(settings.serve_host) and not settings.trust_serve_network:
+        problems.append(
+            f"serve_host = {settings.serve_host}: Serve's HTTP asks nobody for a key, and has every path of vLLM. "
+            "Where only machines of yours reach that address, say so: RECONCILE_TRUST_SERVE_NETWORK=true"
+        )
     if problems:
         raise UserError("\n  ".join(problems))

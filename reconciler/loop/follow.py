@@ -23,7 +23,7 @@ _ANSWER_SECONDS: Final = 5.0
 _SHORTEST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 1.0
 _MOST_BYTES: Final = 4 * 2**20
-_URL: Final = re.compile(r"https?://[^\s/@?#]+/?")
+_URL: Final = re.compile(r"http://[^\s/@?#]+/?")
 
 log = get_logger()
 
@@ -32,7 +32,9 @@ class _LostError(Exception):
     """The reconciler has no report of ours; the message says why."""
 
 
-async def follow(edge: Edge, url: str, token_path: Path, edge_id: str, stop: asyncio.Event) -> None:
+async def follow(
+    edge: Edge, url: str, token_path: Path, edge_id: str, stop: asyncio.Event, *, exposed: bool = False
+) -> None:
     """Follow a reconciler until told to stop. The edge goes on afterwards.
 
     Args:
@@ -41,21 +43,24 @@ async def follow(edge: Edge, url: str, token_path: Path, edge_id: str, stop: asy
         token_path: File with a copy of the reconciler's token. It is read for each report, so it may be replaced.
         edge_id: The edge's name, of all that follow this reconciler.
         stop: Set to end.
+        exposed: Strangers reach this edge, so it runs only where the reconciler asks for keys.
 
     Raises:
         ValueError: The URL or the name has characters that it may not have.
     """
     if not _URL.fullmatch(url):
-        raise ValueError(f"the reconciler's URL must be http://HOST:PORT or https://HOST:PORT, not {url!r}")
+        raise ValueError(f"the reconciler's URL must be http://HOST:PORT, not {url!r}")
     try:
         TypeAdapter(Name).validate_python(edge_id)
     except ValidationError:
         raise ValueError(f"an edge's name has letters, digits, '.', '_' and '-', unlike {edge_id!r}") from None
     front_door = FrontDoor(edge)
-    await front_door.ensure_running()
+    reporter = _Reporter(edge, url.rstrip("/"), token_path, edge_id, exposed=exposed)
+    if reporter.may_run:
+        await front_door.ensure_running()
     tasks = [
-        asyncio.create_task(_keep_running(front_door)),
-        asyncio.create_task(_Reporter(edge, url.rstrip("/"), token_path, edge_id).run()),
+        asyncio.create_task(_keep_running(front_door, reporter)),
+        asyncio.create_task(reporter.run()),
         asyncio.create_task(stop.wait()),
     ]
     try:
@@ -68,16 +73,20 @@ async def follow(edge: Edge, url: str, token_path: Path, edge_id: str, stop: asy
         task.result()
 
 
-async def _keep_running(front_door: FrontDoor) -> None:
+async def _keep_running(front_door: FrontDoor, reporter: "_Reporter") -> None:
     while True:
         await asyncio.sleep(_CHECK_SECONDS)
-        await front_door.ensure_running()
+        if reporter.may_run:
+            await front_door.ensure_running()
 
 
 class _Reporter:
     """Reports, and takes routes, one call after the other."""
 
-    def __init__(self, edge: Edge, url: str, token_path: Path, edge_id: str) -> None:
+    def __init__(self, edge: Edge, url: str, token_path: Path, edge_id: str, *, exposed: bool) -> None:
+        self._exposed = exposed
+        self.may_run = not exposed
+        """The edge may be started: nobody is let in whom the reconciler would ask for a key."""
         self._edge = edge
         self._url = url
         self._token_path = token_path
@@ -104,6 +113,9 @@ class _Reporter:
                     pause = _SHORTEST_PAUSE
 
     async def _sync(self, session: aiohttp.ClientSession) -> None:
+        if not self.may_run:
+            await self._wait_for_keys(session)
+            return
         try:
             # Whoever else changed them, or took them away: they are asked for again.
             if await self._edge.routes() != self._routes:
@@ -119,6 +131,7 @@ class _Reporter:
         )
         answer = await self._call(session, report)
         if answer.routes is not None:
+            await self._check(answer)
             try:
                 # Before the routes: a model that they bring is open to nobody for whom it is not meant.
                 if answer.access is not None:
@@ -133,6 +146,29 @@ class _Reporter:
         if not self._connected:
             log.info("follow.connected", reconciler=self._url)
         self._connected, self._complaint = True, None
+
+    async def _wait_for_keys(self, session: aiohttp.ClientSession) -> None:
+        """Ask who may infer, while this edge does not run."""
+        report = Report(edge=self._edge_id, agent=self._agent, version=None, usage={}, key_usage={})
+        answer = await self._call(session, report)
+        await self._check(answer)
+        assert answer.access is not None
+        try:
+            await self._edge.set_access(answer.access)
+        except (EdgeUnreachableError, OSError, ValueError) as error:
+            raise _LostError(f"what it gave cannot be set: {error}") from error
+        self.may_run = True
+
+    async def _check(self, answer: Answer) -> None:
+        if answer.access is None:
+            raise _LostError("it does not say who may infer; it is of another version")
+        if self._exposed and not answer.access.required:
+            self.may_run = False
+            await self._edge.stop()
+            raise _LostError(
+                "it asks nobody for a key, and strangers reach this edge, which is stopped; "
+                "`reconcile keys add NAME` there makes one"
+            )
 
     async def _call(self, session: aiohttp.ClientSession, report: Report) -> Answer:
         try:

@@ -68,8 +68,11 @@ class FrontDoor:
             ring = self._keys.ring()
             try:
                 await self._edge.set_keys(ring, time.time())
-            except (EdgeUnreachableError, OSError, ValueError) as error:
+            except EdgeUnreachableError as error:
                 complaint = str(error)
+            except (OSError, ValueError) as error:
+                # One that is started now would have other keys than these.
+                complaint, known = str(error), await self._edge.is_running()
         except KeyFileError as error:
             complaint, known = str(error), False
         if complaint and complaint != self._keys_complaint:

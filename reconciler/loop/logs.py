@@ -8,10 +8,12 @@ import asyncio
 import heapq
 import time
 from collections.abc import AsyncIterator, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from reconciler.core.log_lines import LEVELS, ORIGINS, About, LineReader, LogLine
 from reconciler.core.log_origins import Of
@@ -23,7 +25,10 @@ _POLL_SECONDS = 0.5
 _LOOK_SECONDS = 2.0
 """Seconds between two looks for new files."""
 _MOST_LINES = 10_000
+_READERS = 2
 _RAYS = {"serve", "vllm"}
+_Given = ParamSpec("_Given")
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,8 @@ class Logs:
         self._token_path = token_path
         self._repos = repos
         self._names: dict[str, str] = {}
+        # Apart from the event loop's own, which the turns need: who follows logs comes here twice a second.
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="logs")
         self.missing: list[str] = []
         """What could not be looked at the last time, in words."""
 
@@ -94,7 +101,7 @@ class Logs:
         wanted = wanted or Wanted()
         # Where to go on is noted first, so that no line is lost in between, or shown twice.
         followed: dict[Path, FollowedFile] = {}
-        await asyncio.to_thread(self._look, model, wanted, followed, at_end=True)
+        await self._apart(self._look, model, wanted, followed, at_end=True)
         remote = RemoteLogs(self._dashboard, self._token_path)
         await self._news(remote, model, wanted)
         if lines > 0:
@@ -104,9 +111,9 @@ class Logs:
         looked = time.monotonic()
         while True:
             await asyncio.sleep(_POLL_SECONDS)
-            fresh = await asyncio.to_thread(lambda: [line for each in followed.values() for line in each.poll()])
+            fresh = await self._apart(_polled, followed)
             if time.monotonic() - looked >= _LOOK_SECONDS:
-                await asyncio.to_thread(self._look, model, wanted, followed, at_end=False)
+                await self._apart(self._look, model, wanted, followed, at_end=False)
                 fresh += await self._news(remote, model, wanted)
                 looked = time.monotonic()
             for line in sorted((line for line in fresh if wanted.has(line)), key=_time):
@@ -119,9 +126,13 @@ class Logs:
         self.missing = self._places.missing(wanted.origins)
         if not lines:
             return []
-        found = await asyncio.to_thread(self._local, model, lines, wanted, ends)
+        found = await self._apart(self._local, model, lines, wanted, ends)
         found += await self._elsewhere(model, lines, wanted)
         return list(heapq.merge(*(sorted(each, key=_time) for each in found), key=_time))[-lines:]
+
+    async def _apart(self, read: Callable[_Given, _Found], *args: _Given.args, **more: _Given.kwargs) -> _Found:
+        """Read in a thread of ours."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, partial(read, *args, **more))
 
     def _about(self, model: str | None) -> About | None:
         return About(model, self._repos(model)) if model is not None else None
@@ -175,7 +186,7 @@ class Logs:
             return []
         about = self._about(model)
         try:
-            here = await asyncio.to_thread(self._places.names)
+            here = await self._apart(self._places.names)
             parts = await RemoteLogs(self._dashboard, self._token_path).tails(
                 about, lambda of: self._make_reader(of, about), here, lines
             )
@@ -189,10 +200,14 @@ class Logs:
             return []
         about = self._about(model)
         try:
-            here = await asyncio.to_thread(self._places.names)
+            here = await self._apart(self._places.names)
             return await remote.news(about, lambda of: self._make_reader(of, about), here)
         except (ServeUnreachableError, ServeRefusedError):
             return []  # It is asked again; files of this machine go on.
+
+
+def _polled(followed: dict[Path, FollowedFile]) -> list[LogLine]:
+    return [line for each in followed.values() for line in each.poll()]
 
 
 def _is_rotated(path: Path) -> bool:

@@ -59,7 +59,7 @@ class Feeds:
         downloads: Downloads under way.
         received: Bytes that came over the network since the process began, by repository.
         key_requests: Requests by a key's fingerprint.
-        refused: Requests that were refused since the process began, by HTTP status or reason.
+        refused: Requests that were refused since the process began, by the code of the error.
         model_memory: Bytes that an application's processes have on GPUs, where somebody can tell.
         gpu_used: Bytes in use of a GPU, by Ray's id of its node and its index, where somebody can tell.
     """
@@ -242,7 +242,7 @@ class Metrics:
         )
         yield counter(
             "reconcile_requests_refused",
-            "Requests that were refused at the front door or the API.",
+            "Requests that the reconciler refused at the front door; not those that the edge refused.",
             rows(_most(self._feeds.refused())),
             ["reason"],
         )

@@ -63,8 +63,7 @@ class Operations:
             lease: Without it nothing is written, and nobody is to wait for it.
         """
         self._loop, self._weights, self._by_hand = loop, weights, by_hand
-        self._sync, self._lease = sync, lease
-        self.rollback_hand = rollback
+        self._rollback, self._sync, self._lease = rollback, sync, lease
 
     # --- looking ------------------------------------------------------------------------------------------
 
@@ -202,7 +201,7 @@ class Operations:
             CommandRefusedError: There is nothing to go back to or to end, or it could not be written down.
         """
         try:
-            return await self.rollback_hand.carry_out(asked)
+            return await self._rollback.carry_out(asked)
         except RollbackError as error:
             raise CommandRefusedError(NOT_FOUND if error.near else CONFLICT, str(error), error.near) from error
         except OSError as error:

@@ -1,7 +1,7 @@
 """What was rolled back by hand, as the loop keeps it: in `rollbacks.json` of the state directory, until it ends.
 
 `RollbackStore.apply` lays it over each snapshot that the source gives. `RollbackHand` carries out the command: in
-the reconciler that runs, behind its control socket, or in the command itself where none runs.
+the reconciler that runs, behind `Operations`, or in the command itself where none runs.
 """
 
 import dataclasses
@@ -9,13 +9,11 @@ import difflib
 import json
 import time
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from starlette.requests import Request
-from starlette.responses import JSONResponse
 
 from reconciler.core import rollback as rules
 from reconciler.core.desired import Snapshot
@@ -37,13 +35,12 @@ from reconciler.host.files import write_atomic
 from reconciler.host.log import get_logger
 from reconciler.host.nobody import nobody
 from reconciler.loop.journal import MAX_REVISION_BYTES, Versions
-from reconciler.loop.running import NoReconcilerError, ask
+from reconciler.loop.running import ANOTHER_VERSION, NoReconcilerError, ask
 
 log = get_logger()
 
 FILE = "rollbacks.json"
 _ROWS = TypeAdapter(list[Rollback])
-_BAD_REQUEST, _NOT_FOUND, _CONFLICT, _FAULT = 400, 404, 409, 500
 _LONGEST_NAME = 500
 _ANSWER_SECONDS = 600.0
 """A revision of a repository may have to be fetched first."""
@@ -304,27 +301,6 @@ class RollbackHand:
             raise RollbackError(f"a file of {short(snapshot.revision)} is no text") from error
 
 
-def rollback_endpoint(hand: RollbackHand) -> Callable[[Request], Awaitable[JSONResponse]]:
-    """The control socket's answer to `POST /rollback`."""
-
-    async def rollback(request: Request) -> JSONResponse:
-        try:
-            asked = RollbackAsked.model_validate_json(await request.body())
-            return JSONResponse(asdict(await hand.carry_out(asked)))
-        except ValidationError as error:
-            mistake = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in mistake["loc"])
-            return JSONResponse({"error": f"{where}: {mistake['msg']}"}, status_code=_BAD_REQUEST)
-        except RollbackError as error:
-            status = _NOT_FOUND if error.near else _CONFLICT
-            return JSONResponse({"error": str(error), "near": list(error.near)}, status_code=status)
-        except OSError as error:
-            reason = f"the command could not be written down: {error}"
-            return JSONResponse({"error": reason}, status_code=_FAULT)
-
-    return rollback
-
-
 async def ask_rollback(state_dir: Path, asked: RollbackAsked) -> RollbackGiven:
     """Give the command to the reconciler that runs here.
 
@@ -336,7 +312,7 @@ async def ask_rollback(state_dir: Path, asked: RollbackAsked) -> RollbackGiven:
     try:
         return TypeAdapter(RollbackGiven).validate_python(answer)
     except ValidationError as error:
-        raise NoReconcilerError("the reconciler that runs here is of another version; restart it") from error
+        raise NoReconcilerError(ANOTHER_VERSION) from error
 
 
 def _write(file: Path, kept: dict[str, Rollback]) -> None:

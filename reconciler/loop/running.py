@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from reconciler.weights.store import WeightStore
 CONTROL_SOCKET = "control.sock"
 _ANSWER_SECONDS = 30.0
 """A command is answered at once, but the loop may be in the middle of weighing a hundred models."""
-_OK, _UNAVAILABLE = 200, 503
 _SYNC_SECONDS = 600.0
 """A look fetches; what it fetches is capped in time by the source itself."""
-_ANOTHER_VERSION = "the reconciler that runs here is of another version; restart it"
+_QUICK_SECONDS = 2.0
+"""Whoever only wants to show what is known goes without rather than wait."""
+ANOTHER_VERSION = "the reconciler that runs here is of another version; restart it"
 
 
 class NoReconcilerError(RuntimeError):
@@ -121,6 +123,20 @@ class Synced:
     problem: str = ""
 
 
+def opened(state_dir: Path, seconds: float | None) -> aiohttp.ClientSession:
+    """A connection to the reconciler that runs here, to be closed again; paths are its addresses.
+
+    Args:
+        state_dir: Its state directory.
+        seconds: How long one answer may take; None for as long as it takes.
+    """
+    return aiohttp.ClientSession(
+        "http://reconciler",
+        connector=aiohttp.UnixConnector(str(state_dir / CONTROL_SOCKET)),
+        timeout=aiohttp.ClientTimeout(total=seconds),
+    )
+
+
 async def ask_running(state_dir: Path, wishes: Wishes) -> dict[str, object]:
     """Have the reconciler that runs here take its turns now; gives its plan's outcome once it is settled.
 
@@ -128,13 +144,8 @@ async def ask_running(state_dir: Path, wishes: Wishes) -> dict[str, object]:
         aiohttp.ClientError: It does not answer.
         RefusedError: It says no; `lease` where another one may write to the cluster.
     """
-    connector = aiohttp.UnixConnector(str(state_dir / CONTROL_SOCKET))
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with (
-        aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-        session.post("http://reconciler/reconcile", json=asdict(wishes)) as answer,
-    ):
-        if answer.status == _UNAVAILABLE:
+    async with opened(state_dir, None) as session, session.post("/reconcile", json=asdict(wishes)) as answer:
+        if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
             refused = await answer.json()
             raise RefusedError(str(refused.get("error")), lease=refused.get("lease") is True)
         answer.raise_for_status()
@@ -148,13 +159,11 @@ async def learn_from_running(state_dir: Path, weights: WeightStore) -> tuple[Tol
     Returns:
         None where none runs or none answers.
     """
-    socket = state_dir / CONTROL_SOCKET
-    if not socket.exists():
+    if not (state_dir / CONTROL_SOCKET).exists():
         return None
-    timeout = aiohttp.ClientTimeout(total=2)
     with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
-        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket)), timeout=timeout) as session:
-            async with session.get("http://reconciler/downloads") as answer:
+        async with opened(state_dir, _QUICK_SECONDS) as session:
+            async with session.get("/downloads") as answer:
                 answer.raise_for_status()
                 known = await answer.json()
             weights.learn(states_from_json(known["copies"]))
@@ -164,7 +173,7 @@ async def learn_from_running(state_dir: Path, weights: WeightStore) -> tuple[Tol
                     for row in known["revisions"]
                 }
             )
-            async with session.get("http://reconciler/traffic") as answer:
+            async with session.get("/traffic") as answer:
                 answer.raise_for_status()
                 found = await answer.json()
             return told_from_json(found["traffic"]), freshness_from_json(found["source"])
@@ -188,7 +197,7 @@ async def give_override(state_dir: Path, kind: Kind, model: str, seconds: float 
     try:
         return Given(**{**answer, "kind": Kind(answer["kind"])})
     except (KeyError, TypeError, ValueError) as error:
-        raise NoReconcilerError(_ANOTHER_VERSION) from error
+        raise NoReconcilerError(ANOTHER_VERSION) from error
 
 
 async def suspend(state_dir: Path, model: str | None, seconds: float | None, reason: str) -> Suspended:
@@ -203,7 +212,7 @@ async def suspend(state_dir: Path, model: str | None, seconds: float | None, rea
     try:
         return Suspended(**answer)
     except TypeError as error:
-        raise NoReconcilerError(_ANOTHER_VERSION) from error
+        raise NoReconcilerError(ANOTHER_VERSION) from error
 
 
 async def resume(state_dir: Path, model: str | None) -> Resumed:
@@ -217,7 +226,7 @@ async def resume(state_dir: Path, model: str | None) -> Resumed:
     try:
         return Resumed(tuple(str(name) for name in answer["models"]))
     except (KeyError, TypeError) as error:
-        raise NoReconcilerError(_ANOTHER_VERSION) from error
+        raise NoReconcilerError(ANOTHER_VERSION) from error
 
 
 async def sync_source(state_dir: Path) -> Synced:
@@ -231,7 +240,7 @@ async def sync_source(state_dir: Path) -> Synced:
     try:
         return Synced(**answer)
     except TypeError as error:
-        raise NoReconcilerError(_ANOTHER_VERSION) from error
+        raise NoReconcilerError(ANOTHER_VERSION) from error
 
 
 async def states(state_dir: Path) -> tuple[float, dict[str, Standing]]:
@@ -245,7 +254,7 @@ async def states(state_dir: Path) -> tuple[float, dict[str, Standing]]:
     try:
         return float(answer["looked_at"]), {row["model"]: _standing(row) for row in answer["models"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise NoReconcilerError(_ANOTHER_VERSION) from error
+        raise NoReconcilerError(ANOTHER_VERSION) from error
 
 
 def _standing(row: dict[str, Any]) -> Standing:
@@ -275,23 +284,17 @@ async def ask(
         NoReconcilerError: None answers, or not in time, or one of another version.
         RefusedError: It says no.
     """
-    timeout = aiohttp.ClientTimeout(total=seconds)
     try:
-        async with (
-            aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(str(state_dir / CONTROL_SOCKET)), timeout=timeout
-            ) as session,
-            session.request(method, f"http://reconciler{path}", json=body) as answer,
-        ):
+        async with opened(state_dir, seconds) as session, session.request(method, path, json=body) as answer:
             found = await answer.json()
     except TimeoutError as error:
         raise NoReconcilerError(f"no answer within {seconds:.0f} s") from error
     except (aiohttp.ContentTypeError, ValueError) as error:
-        raise NoReconcilerError(_ANOTHER_VERSION) from error
+        raise NoReconcilerError(ANOTHER_VERSION) from error
     except (aiohttp.ClientError, OSError) as error:
         raise NoReconcilerError(str(error)) from error
     if not isinstance(found, dict):
-        raise NoReconcilerError(_ANOTHER_VERSION)
-    if answer.status != _OK:
+        raise NoReconcilerError(ANOTHER_VERSION)
+    if not answer.ok:
         raise RefusedError(str(found.get("error")), tuple(str(name) for name in found.get("near", ())))
     return found

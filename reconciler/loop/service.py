@@ -13,6 +13,7 @@ from reconciler.core.weights import Copy, CopyState, Keep
 from reconciler.host.log import get_logger
 from reconciler.host.settings import Settings
 from reconciler.loop.assemble import assembled
+from reconciler.loop.exposed import check_exposure
 from reconciler.loop.loop import Look
 from reconciler.loop.memory import Memory
 from reconciler.loop.running import learn_from_running
@@ -65,6 +66,7 @@ async def converge_once(
         on_downloads: Called with the downloads that are under way, whenever they change.
         source: Where the model files are, instead of where the settings say.
     """
+    check_exposure(settings, front_door_alone=True)
     async with assembled(settings, options, source=source) as parts, _shown(parts.weights, on_downloads):
         if isinstance(parts.source, GitSource):
             await parts.source.fetch()

@@ -30,7 +30,8 @@ def page_app(backend: Backend, sessions: Sessions, *, secure: bool = False) -> A
     Args:
         backend: What it shows, and what its buttons do.
         sessions: Who is logged in; the same as the API's.
-        secure: Browsers send the cookie over TLS only; so they do where the request itself came over TLS.
+        secure: Browsers send the cookie over TLS only; so they do where the request itself came over TLS, or to a
+            proxy that ends it.
     """
     shown, told, guard = Shown(), Told(), Guard(sessions)
     looking = Looking(backend, shown, told)
@@ -112,7 +113,8 @@ class _Door:
             made[0],
             max_age=int(LASTS_SECONDS),
             path="/",
-            secure=self._secure or request.url.scheme == "https",
+            # What the browser sees; `check_origin` has looked at it.
+            secure=self._secure or request.headers["origin"].lower().startswith("https://"),
             httponly=True,
             samesite="lax",
         )

@@ -72,8 +72,16 @@ class Backend(Protocol):
         """Carry out `load`, `unload`, `pin`, `unpin`, `suspend`, `resume`, `pull` or `rollback`.
 
         Options: `seconds` (float) for all but `unpin`, `resume`, `pull`; `reason` (str) for `suspend` and
-        `rollback`; `to` (str, a revision) for `rollback`. What was not said is not passed.
+        `rollback`; `to` (str, a revision) and `end` (True) for `rollback`. What was not said is not passed.
         """
+        ...
+
+    def suspend(self, model: str | None, seconds: float | None, reason: str) -> Done:
+        """Leave a model, or with None all of them, as they are."""
+        ...
+
+    def resume(self, model: str | None) -> Done:
+        """End a model's suspension, or with None every one."""
         ...
 
     async def apply_plan(self, desired: str, observed: str) -> Done:

@@ -16,6 +16,7 @@ from reconciler.page.show import visible
 from reconciler.page.told import Told
 
 ACTIONS = ("load", "unload", "pin", "unpin", "suspend", "resume", "pull", "rollback")
+OF_ALL = ("suspend-all", "resume-all")
 _TIMED = frozenset({"load", "unload", "pin", "suspend", "rollback"})
 _LONGEST_SECONDS = 366 * 86400.0
 _LONGEST_TEXT = 500
@@ -30,10 +31,13 @@ class Commands:
         self._told = told
 
     async def do(self, visit: Visit) -> Response:
-        """`POST /do/ACTION`: a command about one model."""
-        action, model = visit.request.path_params["action"], visit.wanted("model")
+        """`POST /do/ACTION`: a command about one model, or about all."""
+        action = visit.request.path_params["action"]
+        if action in OF_ALL:
+            return self._of_all(visit, action)
         if action not in ACTIONS:
             raise HTTPException(404, "there is no such command")
+        model = visit.wanted("model")
         try:
             text, bad = (await self._backend.do(action, model, **_options(action, visit.form))).text, False
         except CommandRefusedError as error:
@@ -81,8 +85,7 @@ class Commands:
     async def edit(self, visit: Visit) -> Response:
         """`POST /file/edit`: show what a change of a model's file would be, or make it."""
         model, digest = visit.wanted("model"), visit.wanted("digest")
-        # A browser sends the line ends of a text area as CR LF.
-        text = visit.form.get("text", "").replace("\r\n", "\n")
+        text = _as_before(visit.form.get("text", ""), (await self._backend.model(model)).text or "")
         writes = visit.form.get("step") == "write"
         try:
             if writes:
@@ -106,6 +109,14 @@ class Commands:
             self._told.tell(visit.session.csrf, "; ".join(edit.problems), bad=True)
             return RedirectResponse(f"/models/{quote(model, safe='')}", status_code=303)
         return self._written(visit, edit, "/")
+
+    def _of_all(self, visit: Visit, action: str) -> Response:
+        try:
+            resumes = action == "resume-all"
+            done = self._backend.resume(None) if resumes else self._backend.suspend(None, None, "")
+        except CommandRefusedError as error:
+            return self._back(visit, _refused(error), bad=True)
+        return self._back(visit, done.text)
 
     def _written(self, visit: Visit, edit: EditView, back: str) -> Response:
         if edit.patch is not None:
@@ -132,6 +143,8 @@ class Commands:
 
 def _options(action: str, form: dict[str, str]) -> dict[str, Any]:
     """The options of an action that the form names."""
+    if action == "rollback" and form.get("end"):
+        return {"end": True}
     options: dict[str, Any] = {}
     if action in _TIMED and (seconds := form.get("seconds", "").strip()):
         options["seconds"] = _seconds(seconds)
@@ -140,6 +153,18 @@ def _options(action: str, form: dict[str, str]) -> dict[str, Any]:
     if action == "rollback" and (revision := form.get("to", "").strip()):
         options["to"] = revision[:_LONGEST_TEXT]
     return options
+
+
+def _as_before(text: str, before: str) -> str:
+    """A text with the line ends of the file that it changes: a browser sends all of a text area as CR LF.
+
+    Args:
+        text: As the browser sends it.
+        before: The file as it is; where its line ends are of both kinds, they become LF.
+    """
+    text = text.replace("\r\n", "\n")
+    crlf = before.count("\r\n")
+    return text.replace("\n", "\r\n") if crlf and crlf == before.count("\n") else text
 
 
 def _seconds(text: str) -> float:

@@ -1,5 +1,6 @@
 """Who may see the page and press its buttons: the door in front of every handler, and the headers behind it."""
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reconciler.api.auth import is_same_origin
 from reconciler.api.sessions import COOKIE, Session, Sessions
+from reconciler.host.errors import UserError
 
 MAX_FORM_BYTES = 2 * 1024 * 1024
 """A model file of the largest size, percent-encoded, still goes through."""
 _MAX_FIELDS = 64
+_FORM_SECONDS = 30.0
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -71,6 +74,13 @@ class Guard:
         cookie = request.cookies.get(COOKIE)
         return self._sessions.find(cookie) if cookie else None
 
+    def goes_on(self, request: Request) -> bool:
+        """Whether who asked is still logged in, for an answer that lasts; no where that cannot be told."""
+        try:
+            return self.session(request) is not None
+        except UserError:
+            return False
+
     def page(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """An endpoint for those who are logged in; others are sent to the log-in form."""
 
@@ -112,18 +122,21 @@ async def read_form(request: Request) -> dict[str, str]:
     """What was posted, url-encoded; the last of several fields with one name.
 
     Raises:
-        HTTPException: It is too large, or no form.
+        HTTPException: It is too large, too slow, or no form.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise HTTPException(415, "only url-encoded forms are read")
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_FORM_BYTES:
-                raise HTTPException(413, "what was sent is too large")
+        async with asyncio.timeout(_FORM_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_FORM_BYTES:
+                    raise HTTPException(413, "what was sent is too large")
         return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MAX_FIELDS))
+    except TimeoutError as error:
+        raise HTTPException(408, f"it took longer than {_FORM_SECONDS:.0f} s to come") from error
     except ClientDisconnect as error:
         raise HTTPException(400, "it broke off") from error
     except ValueError as error:

@@ -1,6 +1,5 @@
 """What there is to see: the page's views, and the parts of them that are fetched again when something changed."""
 
-import hashlib
 from collections import Counter
 from typing import Any
 
@@ -84,8 +83,11 @@ class Looking:
         return {"cluster": cluster, "colours": charts.colours_of(cluster), "bar_of": charts.bar_of}
 
     async def plan(self, visit: Visit) -> Response:
-        """`/plan`: what is pending."""
-        return self.page(visit, "plan.html", plan=await self._backend.plan())
+        """`/plan`: what is pending; for htmx without what stands around it."""
+        plan = await self._backend.plan()
+        if visit.by_htmx:
+            return self._shown.page("part_plan.html", session=visit.session, plan=plan)
+        return self.page(visit, "plan.html", plan=plan)
 
     async def history(self, visit: Visit) -> Response:
         """`/history`: the journal."""
@@ -102,8 +104,11 @@ class Looking:
         return self.page(visit, "activity.html", log=log, model=model, lines=lines, names=names)
 
     async def model(self, visit: Visit) -> Response:
-        """`/models/NAME`: everything about one model."""
+        """`/models/NAME`: everything about one model; for htmx what can be done by hand."""
         name = visit.request.path_params["name"]
+        if visit.by_htmx:
+            detail = await self._backend.model(name)
+            return self._shown.page("part_by_hand.html", session=visit.session, model=detail)
         try:
             detail = await self._backend.model(name)
         except CommandRefusedError as error:
@@ -137,7 +142,7 @@ class Looking:
             "charts": await self._charts(detail.name),
             "log": log,
             "history": history,
-            "digest": hashlib.sha256((detail.text or "").encode()).hexdigest(),
+            "digest": detail.digest or "",
             "draft": detail.text or "",
             "edit": None,
             "asked": "",

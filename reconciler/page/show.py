@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse
 
 from reconciler.core.weights import Phase, in_words
 from reconciler.core.words import in_time
-from reconciler.page import charts
+from reconciler.page import charts, offered
 
 _HERE = Path(__file__).resolve().parent
 STATIC = _HERE / "static"
@@ -59,7 +59,10 @@ class Shown:
             "clock": clock,
             "exact": exact,
             "ident": ident,
+            "is_there": offered.is_there,
             "number": charts.number,
+            "offered": offered.offered,
+            "offered_for_a_time": offered.offered_for_a_time,
             "path": lambda text: quote(text, safe=""),
             "size": in_words,
             "span": in_time,

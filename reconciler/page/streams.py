@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -19,8 +19,6 @@ from reconciler.page.show import visible
 
 log = get_logger()
 
-LOOK_AGAIN_SECONDS = 15.0
-"""So often it is looked whether who listens is still logged in."""
 _AHEAD = 64
 _LONGEST_CHAT, _MOST_MESSAGES, _MOST_TOKENS, _USUAL_TOKENS = 100_000, 100, 4096, 512
 _NOT_FIELDS = frozenset({"event", "level", "timestamp", "model"})
@@ -45,8 +43,7 @@ class Streams:
         sources = [self._events(last_id)]
         if "logs" in query:
             sources.append(self._lines(query.get("model") or None))
-        events = merged(sources, LOOK_AGAIN_SECONDS, lambda: self._guard.session(request) is not None)
-        return self._listeners.stream(events)
+        return self._listeners.stream(merged(sources), lambda: self._guard.goes_on(request), sse("ended", {}))
 
     async def _events(self, last_id: str | None) -> AsyncGenerator[bytes, None]:
         async for each in self._backend.follow_events(last_id):
@@ -87,33 +84,17 @@ def sse(kind: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
     return f"{mark}event: {kind}\ndata: {json.dumps(data)}\n\n".encode()
 
 
-async def merged(
-    sources: list[AsyncGenerator[bytes, None]], look_again: float, goes_on: Callable[[], bool]
-) -> AsyncGenerator[bytes, None]:
-    """What comes from any of the sources, until all end or `goes_on` says no.
-
-    Args:
-        sources: Of whole events. One that fails ends, and the others go on.
-        look_again: Seconds after which `goes_on` is asked again.
-        goes_on: Whether whoever listens still may.
-    """
+async def merged(sources: list[AsyncGenerator[bytes, None]]) -> AsyncGenerator[bytes, None]:
+    """What comes from any of the sources, until all end. One that fails ends, and the others go on."""
     queue: asyncio.Queue[bytes | None] = asyncio.Queue(_AHEAD)
     pumps = [asyncio.create_task(_pump(source, queue)) for source in sources]
-    left, clock = len(pumps), asyncio.get_running_loop().time
-    looked = clock()
+    left = len(pumps)
     try:
         while left:
-            event: bytes | None = b""
-            with contextlib.suppress(TimeoutError):
-                event = await asyncio.wait_for(queue.get(), look_again)
-            if clock() - looked >= look_again:
-                looked = clock()
-                if not goes_on():
-                    yield sse("ended", {})
-                    return
+            event = await queue.get()
             if event is None:
                 left -= 1
-            elif event:
+            else:
                 yield event
     finally:
         for task in pumps:

@@ -17,8 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from reconciler.core.edit import Change, ConflictError, Edit, EditError, file_name
+from reconciler.core.parse import SUFFIXES
+from reconciler.core.yaml_reader import MAX_BYTES
 from reconciler.host.files import write_atomic
-from reconciler.sources.folder import MAX_FILE_BYTES, SUFFIXES
 
 BACKUPS = "backups"
 _KEPT = 20
@@ -73,9 +74,9 @@ class FolderEdits:
             with open(handle, "rb") as file:  # noqa: PTH123 -- by its handle
                 if not stat.S_ISREG(os.fstat(handle).st_mode):
                     raise OSError(errno.EINVAL, "not a regular file")
-                content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise EditError(f"{self._shown(name)} is larger than {MAX_FILE_BYTES // 1024} KiB")
+                content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise EditError(f"{self._shown(name)} is larger than {MAX_BYTES // 1024} KiB")
         return content
 
     def write(self, name: str, after: bytes | None, *, before: bytes | None) -> str | None:

@@ -12,10 +12,9 @@ import time
 from pathlib import Path
 
 from reconciler.core.desired import Snapshot, revision_of
-from reconciler.core.parse import Problem
+from reconciler.core.parse import SUFFIXES, Problem
+from reconciler.core.yaml_reader import MAX_BYTES
 
-SUFFIXES = (".yaml", ".yml")
-MAX_FILE_BYTES = 256 * 1024
 MAX_FILES = 10_000
 _SETTLE_SECONDS = 0.2
 _SETTLE_TRIES = 10
@@ -112,7 +111,7 @@ def _content_of(file: Path) -> tuple[os.stat_result, bytes]:
         info = os.fstat(handle)
         _check(info)
         content = bytearray()
-        while len(content) <= MAX_FILE_BYTES and (piece := opened.read(MAX_FILE_BYTES + 1 - len(content))):
+        while len(content) <= MAX_BYTES and (piece := opened.read(MAX_BYTES + 1 - len(content))):
             content += piece
     _check(info, len(content))
     return info, bytes(content)
@@ -126,8 +125,8 @@ def _check(info: os.stat_result, size: int = 0) -> None:
     """
     if not stat.S_ISREG(info.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
-    if max(info.st_size, size) > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"larger than {MAX_FILE_BYTES // 1024} KiB")
+    if max(info.st_size, size) > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {MAX_BYTES // 1024} KiB")
 
 
 def _is_fresh(touched: float) -> bool:

@@ -298,7 +298,15 @@ class GitSource:
         if kind == "refused":
             log.error("source.refused", url=url, ref=ref, serving=serving, reason=reason)
         elif kind:
-            log.warning("source.unreachable", url=url, ref=ref, serving=serving, reason=reason)
+            age = max(0.0, time.time() - self._checked_at) if self._checked_at else None
+            log.warning(
+                "source.unreachable",
+                url=url,
+                ref=ref,
+                serving=serving,
+                reason=reason,
+                age_seconds=None if age is None else round(age),
+            )
         elif before:
             log.info("source.recovered", url=url, ref=ref, serving=serving)
 

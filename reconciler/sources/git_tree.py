@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from reconciler.core.git_names import odd_name
-from reconciler.core.parse import Problem
-from reconciler.sources.folder import MAX_FILE_BYTES, SUFFIXES
+from reconciler.core.parse import SUFFIXES, Problem
+from reconciler.core.yaml_reader import MAX_BYTES
 
 _FOLDER, _LINK, _SUBMODULE = "040000", "120000", "160000"
 _REGULAR = ("100644", "100755", "100664")
@@ -93,8 +93,8 @@ def model_files(entries: Mapping[str, Entry], path: str, name: str, links: Mappi
                 entry = entries[target]
         elif entry.mode not in _REGULAR:
             why = "is a submodule, and these are not fetched" if entry.mode == _SUBMODULE else "is no regular file"
-        if not why and entry.size > MAX_FILE_BYTES:
-            why = f"is larger than {MAX_FILE_BYTES // 1024} KiB"
+        if not why and entry.size > MAX_BYTES:
+            why = f"is larger than {MAX_BYTES // 1024} KiB"
         if why:
             problems.append(Problem(key, 1, 1, why))
         else:

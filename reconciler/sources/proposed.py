@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from reconciler.core.desired import Snapshot
 from reconciler.core.provenance import Commit, Provenance
-from reconciler.sources.folder import MAX_FILE_BYTES, MAX_FILES, FolderSource
+from reconciler.core.yaml_reader import MAX_BYTES
+from reconciler.sources.folder import MAX_FILES, FolderSource
 from reconciler.sources.git_tree import has_folder, links_of, model_files, parse_listing, without_pointers
 
 _GIT_SECONDS = 30.0
@@ -118,7 +119,7 @@ def _read_revision(revision: str, models_dir: Path) -> Snapshot:
     chosen = model_files(entries, inside, name, {path: os.fsdecode(texts[each]) for path, each in links.items()})
     if len(chosen.files) > MAX_FILES:
         raise ProposedError(f"{inside} has more than {MAX_FILES} model files in this revision")
-    contents = _contents(folder, chosen.files.values(), len(chosen.files) * (MAX_FILE_BYTES + 100))
+    contents = _contents(folder, chosen.files.values(), len(chosen.files) * (MAX_BYTES + 100))
     chosen = without_pointers(chosen, {path: contents[each] for path, each in chosen.files.items()})
     return Snapshot(
         revision=commit.id,

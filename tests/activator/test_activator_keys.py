@@ -258,6 +258,14 @@ async def test_loading_by_hand_needs_an_admin_once_there_is_any_key() -> None:
         assert commands[1:] == [("unload", "whisper")]
 
 
+@pytest.mark.parametrize("header", [{"Origin": "https://example.com"}, {"Sec-Fetch-Site": "cross-site"}])
+async def test_without_keys_no_page_of_the_web_loads_or_unloads(header: dict[str, str]) -> None:
+    async with stack(keys=Held(KeyRing())) as s:
+        status, told = await send(s, "POST", "/models/unload", header, {"model": "qwen"})
+        assert (status, told["error"]["code"]) == (403, "of_a_page")
+        assert s.activator.refused() == {"of_a_page": 1}
+
+
 async def test_an_admin_who_is_revoked_while_the_body_arrives_loads_nothing() -> None:
     held = Held()
     commands = []

@@ -5,12 +5,17 @@ import json
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, MutableMapping
+from contextlib import AsyncExitStack
+from functools import partialmethod
 from typing import Any
 
 import aiohttp
 import pytest
 
-from reconciler.api.streams import Listeners, Stream, as_event
+from reconciler.api.answers import Answers
+from reconciler.api.sessions import COOKIE
+from reconciler.api.streams import MOST_LOG_FOLLOWERS, Listeners, Stream, as_event
+from reconciler.core.keys import Scope
 from reconciler.loop.by_hand import CommandRefusedError
 
 from .reconciler_here import Here
@@ -88,7 +93,7 @@ async def test_a_listener_who_leaves_is_forgotten(here: Here) -> None:
 
 async def test_a_listener_who_does_not_read_is_let_go(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """And until then it costs no more than what is on its way."""
-    monkeypatch.setattr(Listeners, "stream", lambda self, events: Stream(events, self, stall_seconds=0.5))
+    monkeypatch.setattr(Stream, "__init__", partialmethod(Stream.__init__, stall_seconds=0.5))
     async with here.serving() as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as slow:
@@ -102,6 +107,83 @@ async def test_a_listener_who_does_not_read_is_let_go(here: Here, monkeypatch: p
                     here.feed.append({"event": "e", "text": "x" * 50_000})
                 await asyncio.sleep(0.02)
             assert not streams()
+
+
+@pytest.mark.parametrize("path", ["/events", "/logs/follow", "/models/chat/logs/follow"])
+@pytest.mark.parametrize("by", ["key", "session", "log-out", "damage"])
+async def test_who_may_not_any_more_hears_no_more(
+    here: Here, monkeypatch: pytest.MonkeyPatch, path: str, by: str
+) -> None:
+    monkeypatch.setattr(Stream, "__init__", partialmethod(Stream.__init__, heartbeat_seconds=0.05))
+    secret = here.key("second", Scope.ADMIN)
+    logged_in = here.context.sessions.create(secret)
+    assert logged_in is not None
+    headers = {"Authorization": f"Bearer {secret}"}
+    if by in ("session", "log-out"):
+        headers = {"Cookie": f"{COOKIE}={logged_in[0]}"}
+    async with here.serving() as url, aiohttp.ClientSession(headers=headers) as session:
+        async with session.get(f"{url}/api/v1{path}") as answer:
+            assert answer.status == 200
+            for _ in range(3):
+                await asyncio.wait_for(answer.content.readuntil(b": beat\n\n"), 10)
+            if by == "log-out":
+                here.context.sessions.end(logged_in[0])
+            elif by == "damage":
+                (here.state / "keys.json").write_text("{")
+            else:
+                here.keys.revoke("second")
+            await asyncio.wait_for(answer.content.read(), 10)
+        await until(lambda: not streams())
+
+
+async def test_who_may_not_any_more_hears_no_more_though_much_happens() -> None:
+    sent: list[bytes] = []
+
+    async def flood() -> AsyncGenerator[bytes, None]:
+        while True:
+            await asyncio.sleep(0.001)
+            yield b"x"
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message.get("body", b""))
+
+    allowed = iter([True, True, False])
+    stream = Stream(flood(), Listeners(), lambda: next(allowed), b"ended", heartbeat_seconds=0.02)
+    await asyncio.wait_for(stream({"type": "http", "path": "/"}, receive, send), 5)
+    assert (sent[2], sent[-1], next(allowed, None)) == (b"x", b"ended", None)
+
+
+async def test_only_some_follow_logs_at_a_time_over_the_api_and_on_the_page(here: Here) -> None:
+    page = Answers(here.context)
+    async with here.serving() as url, asking(here) as session, AsyncExitStack() as stack:
+        for number in range(MOST_LOG_FOLLOWERS - 1):
+            path = "/logs/follow" if number % 2 else "/models/chat/logs/follow"
+            answer = await stack.enter_async_context(session.get(f"{url}/api/v1{path}"))
+            assert answer.status == 200
+
+        async def read() -> None:
+            async for _ in page.follow_logs(None):
+                pass
+
+        reading = asyncio.create_task(read())
+        await until(lambda: here.context.log_followers.count == MOST_LOG_FOLLOWERS)
+        for path in ("/logs/follow", "/models/chat/logs/follow"):
+            async with session.get(f"{url}/api/v1{path}") as answer:
+                assert (answer.status, answer.content_type) == (503, "application/json")
+                assert "20 followers of logs are there already" in (await answer.json())["error"]
+        with pytest.raises(CommandRefusedError, match="20 followers of logs"):
+            await anext(page.follow_logs("chat"))
+        async with session.get(f"{url}/api/v1/events") as answer:
+            assert answer.status == 200
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        async with session.get(f"{url}/api/v1/logs/follow") as answer:
+            assert answer.status == 200
+    await until(lambda: here.context.log_followers.count == 0)
 
 
 async def test_something_is_sent_while_nothing_happens() -> None:
@@ -122,7 +204,7 @@ async def test_something_is_sent_while_nothing_happens() -> None:
             left.set()
 
     listeners = Listeners()
-    stream = Stream(nothing(), listeners, heartbeat_seconds=0.01)
+    stream = Stream(nothing(), listeners, lambda: True, heartbeat_seconds=0.01)
     await asyncio.wait_for(stream({"type": "http", "path": "/"}, receive, send), 5)
     assert sent[2:5] == [b": beat\n\n"] * 3
     assert listeners.count == 0
@@ -135,7 +217,7 @@ async def test_there_is_an_end_to_listeners() -> None:
     listeners = Listeners(most=1)
     listeners.count = 1
     with pytest.raises(CommandRefusedError, match="1 listeners are there already"):
-        listeners.stream(one())
+        listeners.stream(one(), lambda: True)
 
 
 def test_an_event_is_two_lines_whatever_is_in_it() -> None:

@@ -1,7 +1,9 @@
 """Nothing is open that should not be: generated from the route table, so that a new route cannot be forgotten."""
 
 import asyncio
+import dataclasses
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+from reconciler.api.app import api_app
 from reconciler.api.auth import Failures
 from reconciler.core.keys import Scope
 
@@ -85,7 +88,7 @@ async def test_only_the_form_and_static_files_of_the_page_are_open(tmp_path: Pat
         ("GET", "/static/../", 200),
     ):  # fmt: skip
         async with here.client("") as client:
-            answer = await client.request(method, path)
+            answer = await client.request(method, path, headers={"Origin": "http://127.0.0.1:4002"})
         assert answer.status_code == (401 if path == "/static/../" else status), (method, path)
     assert (await ask(here, here.admin, "GET", "/anything")).text == "the page"
 
@@ -117,6 +120,22 @@ async def test_what_is_no_key_is_none(here: Here, given: str) -> None:
     async with here.client("") as client:
         answer = await client.get("/api/v1/models", headers={b"Authorization": given.encode("latin-1")})
     assert answer.status_code == 401
+
+
+async def test_measures_are_written_down_in_the_event_loop(here: Here) -> None:
+    """They are changed there, without a lock."""
+    threads: list[int] = []
+
+    def text() -> bytes:
+        threads.append(threading.get_ident())
+        return b"reconciler_up 1\n"
+
+    app = api_app(dataclasses.replace(here.context, metrics_text=text))
+    headers = {"Authorization": f"Bearer {here.admin}"}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:4002", headers=headers) as client:
+        assert (await client.get("/metrics")).text == "reconciler_up 1\n"
+    assert threads == [threading.get_ident()]
 
 
 async def test_who_tries_many_keys_is_put_off_and_nobody_else_is(here: Here) -> None:

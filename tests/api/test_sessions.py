@@ -1,12 +1,17 @@
 """Sessions of the page: what a cookie opens, from where, and when it ends."""
 
+import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
+from reconciler.api.auth import cookie_of
 from reconciler.api.context import Access
 from reconciler.api.sessions import COOKIE, LASTS_SECONDS, Sessions
 from reconciler.core.keys import Scope
@@ -109,10 +114,70 @@ async def test_failed_logins_are_slowed_down(tmp_path: Path, monkeypatch: pytest
     here = Here(tmp_path, page=PlainTextResponse("no", status_code=403))
     async with here.client("") as client:
         for _ in range(10):
-            assert (await client.post("/login")).status_code == 403
+            assert (await client.post("/login", headers={"Origin": ORIGIN})).status_code == 403
         began = time.monotonic()
-        assert (await client.post("/login")).status_code == 403
+        assert (await client.post("/login", headers={"Origin": ORIGIN})).status_code == 403
         assert time.monotonic() - began >= 0.2
+
+
+async def test_other_sites_cannot_have_our_own_logins_slowed_down(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["path"])
+        await PlainTextResponse("in")(scope, receive, send)
+
+    here = Here(tmp_path, page=page)
+    async with here.client("") as client:
+        for headers in ({"Origin": "https://evil.example"}, {}) * 10:
+            assert (await client.post("/login", headers=headers)).status_code == 403
+        assert asked == []
+        began = time.monotonic()
+        assert (await client.post("/login", headers={"Origin": ORIGIN})).status_code == 200
+        assert time.monotonic() - began < 0.9
+
+
+async def test_logins_wait_for_their_turn_where_others_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reconciler.api.auth._SLOW_SECONDS", 0.2)
+    here = Here(tmp_path, page=PlainTextResponse("no", status_code=403))
+
+    async def at_once(number: int) -> list[int]:
+        async with here.client("") as client:
+            asked = [client.post("/login", headers={"Origin": ORIGIN}) for _ in range(number)]
+            return [answer.status_code for answer in await asyncio.gather(*asked)]
+
+    assert await at_once(10) == [403] * 10
+    assert await at_once(40) == [403] * 40
+    monkeypatch.setattr("reconciler.api.auth._SLOT_SECONDS", 0.05)
+    assert sorted(await at_once(40)) == [403] * 16 + [429] * 24
+    monkeypatch.setattr("reconciler.api.auth._SLOT_SECONDS", 5.0)
+    assert await at_once(1) == [403]
+
+
+@pytest.mark.parametrize("others", ['prefs={"a":1}', "a b=c", "=x; ;;", 'x="unended', "reconcile_session"])
+async def test_cookies_of_other_programs_on_the_host_do_no_harm(here: Here, others: str) -> None:
+    cookie, _ = log_in(here)
+    for given in (f"{others}; {COOKIE}={cookie}", f"{COOKIE}={cookie}; {others}"):
+        if given.endswith(f" {COOKIE}"):
+            continue  # That would be another cookie of the same name.
+        async with here.client("") as client:
+            answer = await client.get("/api/v1/models", headers={"Cookie": given})
+        assert answer.status_code == 200
+
+
+def test_the_gate_and_the_page_see_the_same_cookie() -> None:
+    for given in ([f"{COOKIE}=a; {COOKIE}=b"], [f"{COOKIE}=a", f"x=y; {COOKIE}=b"], [f"{COOKIE}=a", "x=y"], []):
+        scope = {"type": "http", "headers": [(b"cookie", each.encode()) for each in given]}
+        assert cookie_of(Headers(scope=scope)) == Request(scope).cookies.get(COOKIE, "")
+
+
+async def test_what_a_proxy_asked_for_does_not_end_a_session(here: Here) -> None:
+    cookie, _ = log_in(here)
+    for _ in range(12):
+        assert (await ask(here, cookie, authorization="Basic cms6cms=")).status_code == 200
+    assert (await ask(here, cookie, authorization="Bearer rk-wrong")).status_code == 401
 
 
 @pytest.mark.parametrize(

@@ -99,12 +99,15 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(routes: Mapping[str, str] | None = None, *, running: bool = True) -> AsyncIterator[House]:
+async def house(
+    routes: Mapping[str, str] | None = None, *, running: bool = True, listen_host: str = "127.0.0.1"
+) -> AsyncIterator[House]:
     """An edge with a Serve and an activator behind it. Its folder is in /tmp: a socket's path must be short."""
     folder = Path(tempfile.mkdtemp(prefix="edge-", dir="/tmp"))
     async with upstream("serve") as serve, upstream("activator") as activator:
         options = EdgeOptions(
             folder=folder / "an edge",
+            listen_host=listen_host,
             listen_port=free_port(),
             serve_port=serve.port,
             activator_port=activator.port,

@@ -340,3 +340,16 @@ def test_what_the_edge_is_told_has_the_valid_keys_alone() -> None:
     assert Access.model_validate_json(access.model_dump_json()) == access
     assert Access.of(KeyRing(), 0.0).key_entries() == {}
     assert Access.of(KeyRing((key(revoked=1.0),)), 9.0).key_entries() == {"mode": "required"}
+
+
+async def test_one_that_strangers_reach_is_never_open() -> None:
+    async with house(listen_host="0.0.0.0", running=False) as home:
+        # Nobody has said anything about keys yet, as after the loss of all files.
+        assert await home.edge.ensure_running()
+        assert await status(home) == 401
+        await home.edge.set_keys(KeyRing(), time.time())
+        assert await status(home) == 401
+        await let(home, key())
+        assert await status(home, f"Authorization: Bearer {SECRET}") == 200
+        await home.edge.set_keys(KeyRing(), time.time())
+        assert await status(home, f"Authorization: Bearer {SECRET}") == 401

@@ -48,6 +48,8 @@ class Nodes:
     state_dir: Path
     port: int = field(default_factory=free_port)
     edges: Edges = field(init=False)
+    ring: KeyRing | None = field(default_factory=KeyRing)
+    """What the reconciler knows of keys when it starts; None: it cannot tell."""
     _serving: asyncio.Task[None] | None = None
 
     @property
@@ -61,6 +63,9 @@ class Nodes:
     async def start(self) -> None:
         """Start the reconciler's side anew, with nothing in its memory."""
         self.edges = Edges(self.here.edge, self.state_dir)
+        # As the reconciler does, before anybody hears of routes.
+        if self.ring is not None:
+            await self.edges.set_keys(self.ring, time.time())
         app = self.edges.asgi(PlainTextResponse("the activator"))
         self._serving = asyncio.create_task(serve_on(app, listen_tcp("127.0.0.1", self.port), grace_seconds=1))
 
@@ -367,8 +372,10 @@ async def test_keys_reach_the_other_edge_by_their_digests_and_a_revoked_one_ends
         assert await asked(both.here, "m", secret) == (401, "")
         # A reconciler that knows no keys yet takes none away.
         await both.stop()
+        both.ring = None
         await both.start()
-        await _join(both)
+        report: dict[str, Any] = {"edge": "c", "agent": "c", "version": None, "usage": {}, "key_usage": {}}
+        assert (await both.sync(json.dumps(report)))[0] == 503
         assert await asked(both.there, "m", "wrong") == (401, "")
         assert await asked(both.there, "n", "every") == (200, "serve")
 
@@ -407,3 +414,25 @@ async def test_revisions_reach_the_other_edge() -> None:
                     return answer.headers.get("X-Reconcile-Revision") == "a" * 40
 
             await eventually(said)
+
+
+async def test_an_edge_that_strangers_reach_runs_only_where_keys_are_asked_for() -> None:
+    async with nodes() as both:
+        await both.there.edge.stop(grace_seconds=0)
+        stop = asyncio.Event()
+        agent = asyncio.create_task(follow(both.there.edge, both.url, both.token_file, "b", stop, exposed=True))
+        try:
+            await asyncio.sleep(2.5)
+            assert not await both.there.edge.is_running()
+            mine = Key("k", digest_of("secret"), frozenset({Scope.INFERENCE}), created=0.0)
+            await both.edges.set_keys(KeyRing((mine,)), time.time())
+            await eventually(both.there.edge.is_running, seconds=20)
+            await both.edges.set_keys(KeyRing(), time.time())
+
+            async def is_down() -> bool:
+                return not await both.there.edge.is_running()
+
+            await eventually(is_down, seconds=20)
+        finally:
+            stop.set()
+            await agent

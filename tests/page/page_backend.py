@@ -34,6 +34,7 @@ from reconciler.api.schemas import (
     WeightsView,
 )
 from reconciler.core.keys import Key, KeyRing, Scope, digest_of
+from reconciler.core.safety import ALLOW_FLAG
 from reconciler.host.event_feed import FeedEvent
 from reconciler.loop.by_hand import CONFLICT, NOT_FOUND, CommandRefusedError
 
@@ -54,7 +55,7 @@ def text_of(repo: str, policy: str) -> str:
     return f"source:\n  repo: {repo}\nlifecycle:\n  policy: {policy}\n"
 
 
-def model(name: str, state: Any, policy: str = "on-demand", **more: Any) -> ModelDetail:
+def model(name: str, state: Any, policy: str = "on_demand", **more: Any) -> ModelDetail:
     at = time.time()
     application = f"{name[:20]}-3fa9c1d2"
     up = state in ("loaded", "loading", "sleeping")
@@ -109,7 +110,7 @@ def models() -> dict[str, ModelDetail]:
             reason="its weights are being downloaded; it is loaded when they are there",
         ),
         model("embed", "sleeping", task="embed", description="Embeddings.", override=OverrideView(
-            kind="pin", until=None, drift=False, text="pinned for 50 min by hand; its file says on-demand")),
+            kind="pin", until=None, drift=False, text="pinned for 50 min by hand; its file says on_demand")),
         model("mixtral", "loading", sync="load", reason="1 request waits for it"),
         model("org/broken", "failed", sync="held", reason=f"CUDA out of memory {EVIL}", suspended=f"today {EVIL}"),
         model(LONG, "unloaded", "manual"),
@@ -142,6 +143,8 @@ class FakeBackend:
     pending: bool = True
     starting: bool = False
     nodes: bool = True
+    suspended: str | None = None
+    """All models are."""
 
     def set_state(self, name: str, state: Any) -> None:
         """As the loop would, with an event."""
@@ -157,15 +160,25 @@ class FakeBackend:
     async def models(self) -> ModelList:
         if self.starting:
             raise CommandRefusedError(503, "the reconciler has not finished its first look yet; try again shortly")
-        names = ModelDetail.model_fields.keys() - {"spec", "text", "engine", "problems"}
+        names = ModelDetail.model_fields.keys() - {
+            "spec", "text", "digest", "engine", "problems", "rolled_back", "rolled_back_by_all",
+        }  # fmt: skip
         listed = tuple(ModelDetail(**{name: getattr(each, name) for name in names}) for each in self.of.values())
         problems = (f"models.d/evil.yaml:2:9: {EVIL}",) if EVIL_NAME in self.of else ()
-        return ModelList(revision="9f8e7d6c5b4a", looked_at=time.time(), models=listed, problems=problems)
+        return ModelList(
+            revision="9f8e7d6c5b4a",
+            looked_at=time.time(),
+            models=listed,
+            problems=problems,
+            suspended=self.suspended,
+        )
 
     async def model(self, name: str) -> ModelDetail:
         if name not in self.of:
             raise CommandRefusedError(NOT_FOUND, f"there is no model {name!r}", ("qwen3-0.6b",))
-        return self.of[name]
+        found = self.of[name]
+        digest = None if found.text is None else hashlib.sha256(found.text.encode()).hexdigest()
+        return found.model_copy(update={"digest": digest})
 
     async def plan(self) -> PlanView:
         if not self.pending:
@@ -190,7 +203,7 @@ class FakeBackend:
         plan = {
             "revision": "9f8e", "base": {"desired": "d1", "observed": "o1"}, "changes": [change, bad],
             "held": [{"model": "org/broken", "kind": "failed", "reason": EVIL, "advice": [EVIL]}],
-            "refused": [{"models": [EVIL_NAME], "reason": EVIL, "flag": "--allow-empty"}],
+            "refused": [{"models": [EVIL_NAME], "reason": EVIL, "flag": ALLOW_FLAG}],
             "resting": [{"model": "mixtral", "reason": "on demand: a request loads it"}],
             "notes": [{"model": "embed", "text": EVIL}],
             "summary": {"add": 0, "replace": 1, "remove": 1, "held": 1},
@@ -270,6 +283,14 @@ class FakeBackend:
             self.set_state(model, "loading" if action == "load" else "unloading")
         return Done(model=model, text=f"{action} of {model} is asked for")
 
+    def suspend(self, model: str | None, seconds: float | None, reason: str) -> Done:
+        self.suspended = f"all models are suspended by hand {EVIL}"
+        return Done(model=model, text=self.suspended)
+
+    def resume(self, model: str | None) -> Done:
+        self.suspended = None
+        return Done(model=model, text="1 suspensions have ended")
+
     async def apply_plan(self, desired: str, observed: str) -> Done:
         if (desired, observed) != ("d1", "o1"):
             raise CommandRefusedError(CONFLICT, "the plan is stale: the model files changed")
@@ -283,7 +304,7 @@ class FakeBackend:
     async def add_preview(self, repo: str, name: str | None, revision: str | None) -> EditView:
         if "/" not in repo:
             raise CommandRefusedError(400, f"{repo!r} is no repository", ("Qwen/Qwen3-0.6B",))
-        new = text_of(repo, "on-demand")
+        new = text_of(repo, "on_demand")
         path = f"models.d/{name or 'new'}.yaml"
         return EditView(path=path, diff=_diff("", new, path))
 

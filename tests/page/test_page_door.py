@@ -1,5 +1,6 @@
 """Who gets in and what goes through, over HTTP without a browser: sessions, tokens, origins, headers, forms."""
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -127,9 +128,11 @@ def test_the_cookie_is_for_the_server_alone(asking: Asking) -> None:
     assert "samesite=lax" in cookie
     assert "secure" not in cookie
     assert KEY not in answer.headers["set-cookie"]
-    over_tls = TestClient(asking.app, base_url="https://page.example", follow_redirects=False)
-    answer = over_tls.post("/login", data={"key": KEY}, headers={**ORIGIN, "origin": "https://page.example"})
-    assert "secure" in answer.headers["set-cookie"].lower()
+    # The proxy that ends TLS speaks plain HTTP to us; only the browser says what it sees.
+    for scheme in ("http", "https"):
+        client = TestClient(asking.app, base_url=f"{scheme}://page.example", follow_redirects=False)
+        answer = client.post("/login", data={"key": KEY}, headers={**ORIGIN, "origin": "https://page.example"})
+        assert "secure" in answer.headers["set-cookie"].lower()
     assert (
         asking.client.post("/login", data={"key": KEY}, headers={"origin": "http://evil.example"}).status_code
         == 403
@@ -176,6 +179,29 @@ def test_only_forms_are_read(asking: Asking) -> None:
         headers={**ORIGIN, "content-type": "application/x-www-form-urlencoded"},
     )
     assert answer.status_code == 400
+
+
+def test_a_form_that_does_not_end_is_let_go(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reconciler.page.guard._FORM_SECONDS", 0.1)
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"k", "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = {**ORIGIN, "host": "page.example", "content-type": "application/x-www-form-urlencoded"}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/login",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }
+    asyncio.run(asyncio.wait_for(asking.app(scope, receive, send), 10))
+    assert sent[0]["status"] == 408
 
 
 def test_options_of_a_command_go_through_and_no_others(asking: Asking) -> None:

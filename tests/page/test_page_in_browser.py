@@ -106,7 +106,7 @@ def test_log_in_with_a_key_and_out_again(chromium: Browser, site: Site) -> None:
 def test_both_states_and_the_reason_are_in_the_row(browse: Opener) -> None:
     page = browse().page
     waiting = row(page, "qwen3-8b")
-    expect(waiting).to_contain_text("on-demand")
+    expect(waiting).to_contain_text("on_demand")
     expect(waiting).to_contain_text("unloaded")
     expect(waiting).to_contain_text("its weights are being downloaded")
     assert waiting.get_by_role("progressbar").get_attribute("value") == "25.0"
@@ -224,6 +224,58 @@ def test_the_plan_is_applied_after_it_was_confirmed(browse: Opener, site: Site) 
     assert not site.backend.pending
 
 
+def test_the_plan_renews_itself_but_not_while_it_is_being_confirmed(browse: Opener, site: Site) -> None:
+    page = browse("/plan").page
+    expect(page.get_by_text("● live")).to_be_visible()
+    expect(page.get_by_text("reconcile --dangerous-allow-removals", exact=True)).to_be_visible()
+    page.get_by_text("The plan as text").click()
+    page.evaluate("document.getElementById('plan').old = true")
+    site.backend.happen("source.changed")
+    eventually(lambda: not page.evaluate("document.getElementById('plan').old"))
+    expect(page.get_by_role("region", name="The plan as text")).to_be_visible()
+    page.get_by_text("Apply this plan…").click()
+    site.backend.pending = False
+    with page.expect_response("**/plan"):
+        site.backend.happen("source.changed")
+    page.wait_for_timeout(200)
+    expect(page.get_by_role("button", name="Apply now")).to_be_visible()
+    page.get_by_text("Apply this plan…").click()
+    site.backend.happen("source.changed")
+    expect(page.get_by_role("heading", name="Nothing is pending")).to_be_visible()
+
+
+def test_what_can_be_done_by_hand_renews_itself_but_not_while_it_is_filled_in(browse: Opener, site: Site) -> None:
+    page = browse("/models/embed").page
+    expect(page.get_by_text("● live")).to_be_visible()
+    expect(page.get_by_role("button", name="End rollback")).to_have_count(0)
+    why = page.get_by_label("Why")
+    why.fill("a demonstration")
+    page.evaluate("document.activeElement.blur()")
+    old = site.backend.of["embed"]
+    site.backend.of["embed"] = old.model_copy(update={"rolled_back": f"it was rolled back {EVIL}"})
+    with page.expect_response("**/models/embed"):
+        site.backend.happen("rollback.given", model="embed")
+    page.wait_for_timeout(200)
+    expect(why).to_have_value("a demonstration")
+    why.fill("")
+    page.evaluate("document.activeElement.blur()")
+    site.backend.happen("rollback.given", model="embed")
+    page.get_by_role("button", name="End rollback").click()
+    expect(page.get_by_role("status").filter(has_text="rollback of embed")).to_be_visible()
+    assert site.backend.done == [("rollback", "embed", {"end": True})]
+    assert violations(page) == []
+
+
+def test_all_are_suspended_and_resumed(browse: Opener) -> None:
+    page = browse().page
+    page.get_by_role("button", name="Suspend all").click()
+    expect(page.locator("#overview .notice").filter(has_text="all models are suspended")).to_be_visible()
+    assert violations(page) == []
+    page.get_by_role("button", name="Resume all").click()
+    expect(page.get_by_text("1 suspensions have ended")).to_be_visible()
+    expect(page.get_by_role("button", name="Suspend all")).to_be_visible()
+
+
 def test_a_file_is_changed_after_a_look_at_the_difference(browse: Opener, site: Site) -> None:
     page = browse("/models/qwen3-0.6b").page
     field = page.get_by_label("models.d/qwen3-0.6b.yaml")
@@ -298,13 +350,13 @@ def test_without_javascript_the_buttons_and_forms_work(browse: Opener, site: Sit
     row(page, "qwen3-8b").get_by_role("button", name="Load").click()
     expect(page.get_by_role("status")).to_contain_text("load of qwen3-8b is asked for")
     expect(row(page, "qwen3-8b")).to_contain_text("loading")
-    row(page, "org/broken").get_by_role("button", name="Load").click()
+    row(page, "org/broken").get_by_role("button", name="Resume").click()
     expect(page.get_by_role("status")).to_contain_text("org/broken is suspended")
     page.get_by_role("button", name="Sync now").click()
     expect(page.get_by_role("status")).to_contain_text("nothing new")
     page.get_by_role("link", name="qwen3-0.6b").first.click()
     page.get_by_label("Why").fill("a demonstration")
-    page.get_by_label("For", exact=True).select_option("8 hours")
+    page.get_by_label("Leave it as it is").select_option("for 8 hours")
     page.get_by_role("button", name="Suspend", exact=True).click()
     expect(page.get_by_role("status")).to_contain_text("suspend of qwen3-0.6b")
     assert site.backend.done[-1] == ("suspend", "qwen3-0.6b", {"seconds": 28800.0, "reason": "a demonstration"})
@@ -332,6 +384,8 @@ def test_gpu_bars_say_their_numbers_in_words_too(browse: Opener) -> None:
 
 def test_a_session_that_ended_leads_back_to_the_form(browse: Opener, site: Site) -> None:
     page = browse().page
+    # Else a connection that is only being made is refused, and the browser complains of it.
+    expect(page.get_by_text("● live")).to_be_visible()
     cookie = page.context.cookies()[0]
     site.sessions.end(cookie["value"])
     row(page, "qwen3-8b").get_by_role("button", name="Load").click()

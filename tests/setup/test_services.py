@@ -12,10 +12,12 @@ import re
 import shlex
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,13 +29,10 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from reconciler.cli.doctor_commands import doctor
 from reconciler.cli.install_service_commands import install_service, uninstall_service
-from reconciler.cli.keys_commands import keys
-from reconciler.cli.logs_commands import logs
 from reconciler.cli.main import cli
-from reconciler.cli.remove_commands import remove
 from reconciler.core.units import Installation, Role, supervisor_config, units
+from reconciler.host.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -524,40 +523,96 @@ def test_the_image_runs_as_a_user_and_enters_by_start_sh() -> None:
 
 def test_the_compositions_publish_on_loopback_only() -> None:
     document = yaml.safe_load((DEPLOY / "container" / "compose.yaml").read_text())
-    gpu = yaml.safe_load((DEPLOY / "container" / "compose.gpu.yaml").read_text())
-    assert set(gpu["services"]) <= set(document["services"])
-    for service in document["services"].values():
-        for port in service.get("ports", []):
-            assert port.startswith("127.0.0.1:")
-        assert "latest" not in service["image"]
+    gpu, publish = (
+        yaml.safe_load((DEPLOY / "container" / f"compose.{name}.yaml").read_text()) for name in ("gpu", "publish")
+    )
+    for each in (document, gpu, publish):
+        assert set(each["services"]) <= set(document["services"])
+        for service in each["services"].values():
+            for port in service.get("ports", []):
+                assert port.startswith("127.0.0.1:")
+    assert all("latest" not in service["image"] for service in document["services"].values())
+    # What is published is what listens there, by settings that there are.
+    usual, models = Settings(), publish["services"]["models"]
+    assert models["ports"] == [f"127.0.0.1:{port}:{port}" for port in (usual.listen_port, usual.api_port)]
+    names = {name.removeprefix("RECONCILE_").lower() for name in models["environment"]}
+    assert names == {"api_host", "listen_host"} <= set(Settings.model_fields)
     build = document["services"]["models"]["build"]
     assert (DEPLOY / "container" / build["context"] / build["dockerfile"]).is_file()
     assert set(document["services"]["webui"]["secrets"]) <= set(document["secrets"])
 
 
-@pytest.mark.parametrize(("status", "code"), [(200, 0), (401, 0), (503, 1), (None, 1)])
-def test_the_health_is_that_of_the_front_door(status: int | None, code: int) -> None:
-    import threading
+def healthy(port: int, **environment: str) -> int:
+    """The exit code of the container's health check."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RECONCILE_")}
+    return subprocess.run(
+        [sys.executable, DEPLOY / "container" / "healthy.py"],
+        env={**kept, "RECONCILE_LISTEN_PORT": str(port), **environment},
+        check=False,
+    ).returncode
 
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+
+@contextlib.contextmanager
+def door(status: int | None, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Iterator[int]:
+    """A front door that gives one answer, or none; gives its port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
 
         def answer() -> None:
             connection, _ = server.accept()
-            with connection:
+            # One who does not speak TLS is hung up on.
+            with contextlib.suppress(OSError), connection:
+                secured = tls.wrap_socket(connection, server_side=True) if tls is not None else connection
                 if status is not None:
-                    connection.recv(4096)
-                    connection.sendall(f"HTTP/1.1 {status} x\r\nContent-Length: 0\r\n\r\n".encode())
+                    secured.recv(4096)
+                    secured.sendall(f"HTTP/1.1 {status} x\r\nContent-Length: 0\r\n\r\n".encode())
+                    secured.shutdown(socket.SHUT_RDWR)
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
-        result = subprocess.run(
-            [sys.executable, DEPLOY / "container" / "healthy.py"],
-            env={**os.environ, "RECONCILE_LISTEN_PORT": str(port)},
-            check=False,
-        )
+        yield server.getsockname()[1]
         thread.join(5)
-    assert result.returncode == code
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (401, 0), (503, 1), (None, 1)])
+def test_the_health_is_that_of_the_front_door(status: int | None, code: int) -> None:
+    with door(status) as port:
+        assert healthy(port) == code
+
+
+def test_the_health_of_a_front_door_with_a_certificate(tmp_path: Path) -> None:
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=models.example.org", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(command, check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(cert, key)
+    for status, code in ((401, 0), (503, 1)):
+        with door(status, tls=tls) as port:
+            assert healthy(port, RECONCILE_TLS_CERT_PATH=str(cert)) == code
+    with door(200, tls=tls) as port:
+        assert healthy(port) == 1
+    with door(200) as port:
+        assert healthy(port, RECONCILE_TLS_CERT_PATH=str(cert)) == 1
+
+
+@pytest.mark.parametrize(
+    ("listens", "setting"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "0.0.0.0"),
+        ("127.0.0.1", "localhost"),
+        ("127.0.0.2", "127.0.0.2"),
+        ("::1", "::1"),
+        ("::1", "::"),
+    ],
+)
+def test_the_health_is_asked_where_the_front_door_listens(listens: str, setting: str) -> None:
+    try:
+        with door(200, listens) as port:
+            assert healthy(port, RECONCILE_LISTEN_HOST=setting) == 0
+    except OSError:
+        pytest.skip("no IPv6 here")
 
 
 # --- the documents ----------------------------------------------------------------------------------------
@@ -566,24 +621,24 @@ def test_the_health_is_that_of_the_front_door(status: int | None, code: int) -> 
 def commands_in(page: str) -> list[list[str]]:
     """What a page has people type: `reconcile ...`, and `llm ...`, which the runbook makes of it."""
     text = (ROOT / "docs" / page).read_text()
-    blocks = re.findall(r"^```(?:bash|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(?:bash|console|sh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks += re.findall(r"^ {4}((?:llm|reconcile) .*)", text, re.MULTILINE)
     lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
     found = [shlex.split(line, comments=True)[1:] for line in lines if re.match(r"(llm|reconcile) ", line)]
     inline = re.findall(r"`(?:llm|reconcile) ([^`\n]+)`", text)
     return found + [shlex.split(each, comments=True) for each in inline]
 
 
-@pytest.mark.parametrize("page", ["services.md", "runbook.md"])
+@pytest.mark.parametrize(
+    "page", ["services.md", "runbook.md", "keys.md", "logs.md", "api.md", "page.md", "tls.md"]
+)
 def test_the_commands_of_the_documents_exist(page: str) -> None:
-    ours = (doctor, install_service, uninstall_service, keys, logs, remove)
-    known = {**cli.commands, **{str(each.name): each for each in ours}}
-    assert len(commands_in(page)) >= 5
+    assert commands_in(page)
     for words in commands_in(page):
         command: click.Command = cli
         depth = 0
         while depth < len(words) and isinstance(command, click.Group) and not words[depth].startswith("-"):
-            group = known if command is cli else command.commands
-            assert words[depth] in group, f"reconcile {' '.join(words)}"
-            command, depth = group[words[depth]], depth + 1
+            assert words[depth] in command.commands, f"reconcile {' '.join(words)}"
+            command, depth = command.commands[words[depth]], depth + 1
         options = {name for parameter in command.params for name in parameter.opts}
         assert {word for word in words[depth:] if word.startswith("-")} <= options, words

@@ -1,6 +1,7 @@
 """Changes of files in a git repository, against a real git server: a branch of their own, or a patch."""
 
 import asyncio
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,18 +11,22 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from reconciler.cli.add import add
 from reconciler.cli.remove_commands import remove
 from reconciler.core.desired import Snapshot
 from reconciler.core.edit import Change, ConflictError, Edit, EditError, digest_of
 from reconciler.core.git_names import GitError
+from reconciler.core.parse import ParsedFile, parse_model
 from reconciler.core.render import Renderer
 from reconciler.core.target import Platform
+from reconciler.host.settings import Settings
 from reconciler.host.templates import read_template
 from reconciler.loop.edits import Edits
 from reconciler.sources import edit_git
 from reconciler.sources.edit_git import GitEdits
 from reconciler.sources.git import GitSource
 from reconciler.sources.git_options import GitOptions
+from reconciler.weights.hub import Hub
 
 from .conftest import Make
 from .git_server import GitServer, Repository
@@ -433,3 +438,57 @@ def test_remove_prints_a_patch_or_pushes(
     monkeypatch.setenv("RECONCILE_GIT_PUSH_BRANCH", "a..b")
     result = command("a", "--yes")
     assert result.exit_code == 1
+
+
+@pytest.mark.usefixtures("make_edits")
+def test_add_prints_a_patch_or_pushes(
+    make: Make, repo: Repository, server: GitServer, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    repo.commit({"models.d/a.yaml": A})
+    nobody = Hub("http://127.0.0.1:9", timeout=1)
+
+    def run(*, push: str = "", force: bool = False, name: str | None = None, output: str = "text") -> int:
+        settings = Settings(
+            source="git",
+            git_url=f"{server.url}/models.git",
+            git_push_branch=push,
+            state_dir=tmp_path / "state",
+            models_dir=tmp_path / "not-asked",
+        )
+        options = {"revision": None, "name": name, "stdout": False, "force": force, "output": output}
+        return add(settings, "qwen3-0.6b", hub=nobody, **options)
+
+    with pytest.raises(SystemExit):
+        run()
+    assert b"nothing has been fetched yet" in capfdbinary.readouterr().err
+    asyncio.run(make().fetch())
+    assert run() == 0
+    patch, said = capfdbinary.readouterr()
+    assert b"Nothing was changed" in said
+    assert b"note: " in said, "a patch is a patch, and no more"
+    repo.git("am", "--keep-cr", "-", stdin=patch)
+    found = parse_model("models.d/x.yaml", (repo.work / "models.d" / "qwen3-0.6b.yaml").read_bytes())
+    assert isinstance(found, ParsedFile)
+    assert found.spec.source.repo == "Qwen/Qwen3-0.6B"
+    assert run(push="add/{model}") == 0
+    assert b"Pushed add/qwen3-0-6b" in capfdbinary.readouterr().out
+    assert repo.git("diff", "--name-status", "main", "add/qwen3-0-6b", cwd=repo.bare) == (
+        "A\tmodels.d/qwen3-0.6b.yaml"
+    )
+    assert run(push="json", output="json") == 0
+    told = json.loads(capfdbinary.readouterr().out)
+    assert (told["path"], told["branch"], told["patch"]) == ("models.d/qwen3-0.6b.yaml", "json", None)
+    assert told["commit"] == repo.git("rev-parse", "json", cwd=repo.bare)
+    # What is there already is left, and so is a name that another file has.
+    repo.push()
+    asyncio.run(make().fetch())
+    with pytest.raises(SystemExit):
+        run(push="again")
+    assert b"models.d/qwen3-0.6b.yaml exists; --force" in capfdbinary.readouterr().err
+    assert run(push="again", force=True) == 0
+    assert b"models.d/qwen3-0.6b.yaml says that already" in capfdbinary.readouterr().out
+    with pytest.raises(SystemExit):
+        run(push="again", name="a")
+    assert b"--name chooses another name" in capfdbinary.readouterr().err
+    assert "again" not in branches(repo)
+    assert not (tmp_path / "not-asked").exists()

@@ -33,8 +33,9 @@ from reconciler.core.target import Platform
 from reconciler.host.lock import exclusive
 from reconciler.host.settings import Settings
 from reconciler.loop.by_hand import ByHand
-from reconciler.loop.control import control_app
+from reconciler.loop.control import control_of
 from reconciler.loop.loop import Look
+from reconciler.loop.operations import Operations
 from reconciler.loop.overrides import OverrideStore
 from reconciler.loop.running import CONTROL_SOCKET, NoReconcilerError, RefusedError, give_override, states
 from reconciler.loop.suspensions import SuspensionStore
@@ -64,7 +65,7 @@ async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 def control(loop: Any, weights: Any, world: "World") -> Starlette:
     other: Any = None  # Only other routes need it.
-    return control_app(loop, weights, world.by_hand, rollback=other, sync=other, lease=other)
+    return control_of(Operations(loop, weights, world.by_hand, rollback=other, sync=other, lease=other))
 
 
 class World:

@@ -19,13 +19,16 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.cli import doctor
+from reconciler.cli import doctor, doctor_beyond, doctor_here
 from reconciler.cli.doctor_commands import doctor as command
 from reconciler.core.devices import Reading
 from reconciler.core.findings import Finding, Level, exit_code, ordered
+from reconciler.core.keys import Scope
 from reconciler.core.listening import listeners
 from reconciler.host import checks
+from reconciler.host.certificate import certificate
 from reconciler.host.exposure import OurPort, exposed, open_sockets, owners, taken
+from reconciler.host.key_file import KeyFile
 from reconciler.host.settings import Settings
 
 GIB = 2**30
@@ -89,22 +92,31 @@ def test_real_sockets_are_found_with_their_owner(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("guard", "token", "keys", "level"),
+    ("guard", "token", "keys", "tls", "level", "says"),
     [
-        ("keys", False, True, Level.NOTE),
-        ("keys", True, False, Level.ERROR),
-        ("token", True, False, Level.WARNING),
-        ("token", False, True, Level.ERROR),
-        ("nothing", True, True, Level.ERROR),
+        ("inference", False, {Scope.INFERENCE}, True, Level.NOTE, "an inference key"),
+        ("inference", False, {Scope.INFERENCE}, False, Level.NOTE, "in plain HTTP"),
+        ("inference", True, {Scope.ADMIN}, True, Level.ERROR, "no inference key"),
+        ("admin", False, {Scope.ADMIN}, True, Level.NOTE, "an admin key"),
+        ("admin", False, {Scope.ADMIN}, False, Level.NOTE, "in plain HTTP"),
+        ("admin", True, {Scope.INFERENCE}, True, Level.WARNING, "no admin key"),
+        ("token", True, set(), True, Level.WARNING, "Ray's token"),
+        ("token", False, {Scope.ADMIN, Scope.INFERENCE}, True, Level.ERROR, "0.0.0.0"),
+        ("network", False, set(), False, Level.NOTE, "0.0.0.0"),
+        ("nothing", True, {Scope.ADMIN, Scope.INFERENCE}, True, Level.ERROR, "0.0.0.0"),
     ],
 )
-def test_what_is_open_is_as_bad_as_its_guard(guard: str, token: bool, keys: bool, level: Level) -> None:
+def test_what_is_open_is_as_bad_as_its_guard(
+    *, guard: str, token: bool, keys: set[Scope], tls: bool, level: Level, says: str
+) -> None:
     with socket.create_server(("0.0.0.0", 0)) as server:
         port = server.getsockname()[1]
         sockets = [each for each in open_sockets() if each.port == port]
-        (found,) = exposed(sockets, {}, [OurPort(port, "x", guard)], ray_token=token, keys=keys)
+        (found,) = exposed(sockets, {}, [OurPort(port, "x", guard)], ray_token=token, keys=keys, tls=tls)
     assert found.level is level
     assert str(port) in found.what
+    assert says in found.what
+    assert ("plain HTTP" in found.what) is (says == "in plain HTTP")
     assert level is Level.NOTE or (found.why and found.do)
 
 
@@ -112,12 +124,14 @@ def test_rays_own_ports_are_found_by_their_process() -> None:
     with socket.create_server(("0.0.0.0", 0)) as server:
         (sock,) = [each for each in open_sockets() if each.port == server.getsockname()[1]]
         for name in ("ray::ServeReplica:x", "/x/ray/raylet/raylet --y"):
-            (found,) = exposed([sock], {sock.inode: (1, name)}, [], ray_token=True, keys=True)
+            (found,) = exposed([sock], {sock.inode: (1, name)}, [], ray_token=True, keys=(), tls=False)
             assert found.level is Level.WARNING
-        assert exposed([sock], {sock.inode: (1, "sshd")}, [], ray_token=True, keys=True)[0].level is Level.OK
+        assert (
+            exposed([sock], {sock.inode: (1, "sshd")}, [], ray_token=True, keys=(), tls=False)[0].level is Level.OK
+        )
     with socket.create_server(("127.0.0.1", 0)) as server:
         (sock,) = [each for each in open_sockets() if each.port == server.getsockname()[1]]
-        (found,) = exposed([sock], {}, [OurPort(sock.port, "x", "nothing")], ray_token=False, keys=False)
+        (found,) = exposed([sock], {}, [OurPort(sock.port, "x", "nothing")], ray_token=False, keys=(), tls=False)
         assert found.level is Level.OK
 
 
@@ -128,15 +142,15 @@ def test_a_port_that_somebody_else_has() -> None:
         holders = owners(sockets)
 
         def level(owner: int | None, *, exclusive: bool = True) -> Level:
-            return taken(sockets, holders, [OurPort(port, "x", "keys", owner, exclusive)])[0].level
+            return taken(sockets, holders, [OurPort(port, "x", "inference", owner, exclusive)])[0].level
 
         assert level(os.getpid()) is Level.OK
         assert level(os.getppid()) is Level.OK, "a worker of ours"
         assert level(2**22 - 1) is Level.ERROR
         assert level(None) is Level.ERROR
         assert level(None, exclusive=False) is Level.OK
-    assert taken([], {}, [OurPort(port, "x", "keys", os.getpid())])[0].level is Level.ERROR
-    assert taken([], {}, [OurPort(port, "x", "keys", None, exclusive=True)])[0].level is Level.OK
+    assert taken([], {}, [OurPort(port, "x", "inference", os.getpid())])[0].level is Level.ERROR
+    assert taken([], {}, [OurPort(port, "x", "inference", None, exclusive=True)])[0].level is Level.OK
 
 
 # --- this machine -----------------------------------------------------------------------------------------
@@ -224,6 +238,62 @@ def test_a_secret_that_others_may_read(tmp_path: Path) -> None:
     assert checks.state_directory(tmp_path / "none").level is Level.NOTE
 
 
+def test_a_tls_key_may_be_its_groups(tmp_path: Path) -> None:
+    path = tmp_path / "tls.key"
+    path.write_text("x")
+    for mode, level in ((0o600, Level.OK), (0o640, Level.OK), (0o660, Level.ERROR), (0o604, Level.ERROR)):
+        path.chmod(mode)
+        found = checks.secret_file("x", path, needed=True, of_group=True)
+        assert found is not None
+        assert found.level is level, oct(mode)
+
+
+def made(folder: Path, name: str, *, days: int = 90) -> tuple[Path, Path]:
+    cert, key = folder / f"{name}.crt", folder / f"{name}.key"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-days", str(days), "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(command, check=True, capture_output=True)
+    return cert, key
+
+
+def test_a_certificate_is_looked_at_with_its_key(tmp_path: Path) -> None:
+    now = time.time()
+    cert, key = made(tmp_path, "one")
+    other = made(tmp_path, "two")[1]
+
+    def levels(cert: Path, key: Path, days: float = 0.0) -> list[tuple[Level, str]]:
+        return [(each.level, each.what) for each in certificate(cert, key, now + days * 86400)]
+
+    assert levels(cert, key)[0][0] is Level.OK
+    assert levels(cert, key, 75)[0][0] is Level.OK
+    ((soon, what),) = levels(cert, key, 77.1)
+    assert (soon, "expires in 13 days, on " in what) == (Level.WARNING, True)
+    assert levels(cert, key, 91)[0][0] is Level.ERROR
+    ((level, what),) = levels(cert, other)
+    assert (level, what.endswith("the key is not that of the certificate")) == (Level.ERROR, True)
+    encrypted = tmp_path / "encrypted.key"
+    subprocess.run(
+        ["openssl", "ec", "-aes256", "-passout", "pass:x", "-in", key, "-out", encrypted],
+        check=True,
+        capture_output=True,
+    )
+    (tmp_path / "text").write_text("no certificate")
+    for wrong in ((cert, encrypted), (tmp_path / "text", key), (cert, tmp_path / "none"), (tmp_path, key)):
+        ((level, what),) = levels(*wrong)
+        assert level is Level.ERROR, wrong
+        assert len(what) < 400
+
+
+def test_without_openssl_the_pair_is_looked_at_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cert, key = made(tmp_path, "one")
+    other = made(tmp_path, "two")[1]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [each.level for each in certificate(cert, key, 0.0)] == [Level.NOTE]
+    assert [each.level for each in certificate(cert, other, 0.0)] == [Level.ERROR]
+
+
 # --- all of it --------------------------------------------------------------------------------------------
 
 
@@ -309,20 +379,20 @@ async def test_everything_is_looked_at_in_time(tmp_path: Path, world: World) -> 
 
 
 async def test_a_ray_that_wants_a_token(tmp_path: Path, world: World) -> None:
-    (found,) = await doctor._serve(settings(tmp_path, ray_dashboard=world.url))
+    (found,) = await doctor_beyond.serve(settings(tmp_path, ray_dashboard=world.url))
     assert found.level is Level.ERROR
     assert "token" in found.what
 
 
 async def test_a_clock_that_is_off(tmp_path: Path, world: World) -> None:
     world.date = formatdate(time.time() - 3600, usegmt=True)
-    _, clock = await doctor._hub(settings(tmp_path))
+    _, clock = await doctor_beyond.hub(settings(tmp_path))
     assert clock.level is Level.WARNING
     assert "ahead" in clock.what
     world.date = "yesterday"
-    assert [each.level for each in await doctor._hub(settings(tmp_path))] == [Level.OK]
+    assert [each.level for each in await doctor_beyond.hub(settings(tmp_path))] == [Level.OK]
     world.status = 503
-    assert [each.level for each in await doctor._hub(settings(tmp_path))] == [Level.WARNING]
+    assert [each.level for each in await doctor_beyond.hub(settings(tmp_path))] == [Level.WARNING]
 
 
 async def test_a_hub_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,21 +401,21 @@ async def test_a_hub_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for endpoint in ("http://127.0.0.1:9", "http://[", "nonsense"):
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-        assert [each.level for each in await doctor._hub(settings(tmp_path))] == [Level.WARNING], endpoint
+        assert [each.level for each in await doctor_beyond.hub(settings(tmp_path))] == [Level.WARNING], endpoint
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert [each.level for each in await doctor._hub(settings(tmp_path))] == [Level.NOTE]
+    assert [each.level for each in await doctor_beyond.hub(settings(tmp_path))] == [Level.NOTE]
 
 
 async def test_sources(tmp_path: Path) -> None:
     here = settings(tmp_path)
     (here.models_dir / "m.yaml").write_text("name: m\n")
-    assert [each.level for each in await doctor._source(here)] == [Level.OK]
+    assert [each.level for each in await doctor_beyond.source(here)] == [Level.OK]
     gone = settings(tmp_path, models_dir=tmp_path / "gone")
-    assert [each.level for each in await doctor._source(gone)] == [Level.ERROR]
+    assert [each.level for each in await doctor_beyond.source(gone)] == [Level.ERROR]
     no_url = settings(tmp_path, source="git")
-    assert [each.level for each in await doctor._source(no_url)] == [Level.ERROR]
+    assert [each.level for each in await doctor_beyond.source(no_url)] == [Level.ERROR]
     nobody = settings(tmp_path, source="git", git_url="https://127.0.0.1:9/models")
-    (found,) = await doctor._source(nobody)
+    (found,) = await doctor_beyond.source(nobody)
     assert found.level is Level.ERROR
     assert not list((tmp_path / "state").iterdir()), "a look leaves nothing behind"
 
@@ -354,11 +424,11 @@ async def test_a_look_that_hangs_or_breaks_is_a_finding(tmp_path: Path, monkeypa
     monkeypatch.setattr(doctor, "SECONDS", 0.3)
 
     async def hangs(_: Settings) -> list[Finding]:
-        await doctor._apart(lambda: time.sleep(30))
+        await doctor_here.apart(lambda: time.sleep(30))
         return []
 
     async def breaks(_: Settings) -> list[Finding]:
-        return await doctor._apart(lambda: [Finding("x", Level.OK, str(1 / 0))])
+        return await doctor_here.apart(lambda: [Finding("x", Level.OK, str(1 / 0))])
 
     async def works(_: Settings) -> list[Finding]:
         return [Finding("works", Level.OK, "x")]
@@ -374,9 +444,9 @@ async def test_a_look_that_hangs_or_breaks_is_a_finding(tmp_path: Path, monkeypa
 
 def test_a_thread_that_hangs_does_not_hold_up_the_end() -> None:
     code = (
-        "import asyncio, time\nfrom reconciler.cli import doctor\n"
+        "import asyncio, time\nfrom reconciler.cli import doctor_here\n"
         "async def main():\n"
-        "    try: await asyncio.wait_for(doctor._apart(lambda: time.sleep(60)), 0.2)\n"
+        "    try: await asyncio.wait_for(doctor_here.apart(lambda: time.sleep(60)), 0.2)\n"
         "    except TimeoutError: print('late')\n"
         "asyncio.run(main())\n"
     )
@@ -387,9 +457,50 @@ def test_a_thread_that_hangs_does_not_hold_up_the_end() -> None:
 async def test_a_port_of_ours_that_a_foreigner_has(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         here = settings(tmp_path, listen_port=server.getsockname()[1])
-        found = by_check(await doctor._ports(here))
+        found = by_check(await doctor_here.ports(here))
     assert found["ports"][0].level is Level.ERROR
     assert str(here.listen_port) in found["ports"][0].what
+
+
+@pytest.mark.parametrize(
+    ("scopes", "level"),
+    [((), Level.WARNING), ((Scope.INFERENCE,), Level.WARNING), ((Scope.ADMIN,), Level.NOTE)],
+)
+async def test_the_api_is_judged_by_admin_keys(tmp_path: Path, scopes: tuple[Scope, ...], level: Level) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        here = settings(tmp_path, api_port=server.getsockname()[1])
+        for scope in scopes:
+            KeyFile(here.state_dir).add("k", [scope])
+        found = by_check(await doctor_here.ports(here))["exposure"]
+    (ours,) = [each for each in found if "management API" in each.what]
+    assert ours.level is level
+    assert "admin key" in ours.what
+
+
+async def test_serve_beyond_loopback_is_an_error_unless_the_network_is_trusted(tmp_path: Path) -> None:
+    def of(found: list[Finding]) -> list[Level]:
+        return [each.level for each in found if "serve_host" in each.what]
+
+    assert of(await doctor_here.ports(settings(tmp_path))) == []
+    assert of(await doctor_here.ports(settings(tmp_path, serve_host="0.0.0.0"))) == [Level.ERROR]
+    assert of(await doctor_here.ports(settings(tmp_path, serve_host="10.0.0.1", trust_serve_network=True))) == []
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        trusted = {"serve_host": "0.0.0.0", "serve_port": server.getsockname()[1]}
+        for trust, level in ((True, Level.NOTE), (False, Level.ERROR)):
+            found = await doctor_here.ports(settings(tmp_path, **trusted, trust_serve_network=trust))
+            assert [each.level for each in found if "HTTP proxy" in each.what] == [level]
+
+
+async def test_secrets_of_tls_and_pushing_are_looked_at(tmp_path: Path) -> None:
+    cert, key = made(tmp_path, "one")
+    (token := tmp_path / "token").write_text("x")
+    key.chmod(0o644)
+    token.chmod(0o644)
+    here = settings(tmp_path, tls_cert_path=cert, tls_key_path=key, git_push_token_path=token)
+    found = by_check(await doctor_here.files(here))
+    assert found["tls_key_path"][0].level is found["git_push_token_path"][0].level is Level.ERROR
+    assert [each.level for each in await doctor_here.tls(here)] == [Level.OK]
+    assert await doctor_here.tls(settings(tmp_path)) == []
 
 
 def test_the_command_prints_for_people_and_machines(tmp_path: Path, world: World) -> None:

@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message
 from structlog.testing import capture_logs
 
+from reconciler.edge.access import Access
 from reconciler.edge.edge import Edge, EdgeUnreachableError, Usage
 from reconciler.loop.edges import Edges
 
@@ -53,6 +54,7 @@ class Reconciler:
 
     def restarted(self) -> Edges:
         self.edges = Edges(cast("Edge", self.local), self.folder, lease_seconds=600, clock=lambda: self.now)
+        self.edges._access = Access(required=False, keys=())
         return self.edges
 
     async def report(self, version: str | None, edge: str = "b", agent: str = "1", **usage: object) -> Any:
@@ -263,3 +265,8 @@ async def test_a_token_file_without_a_token_is_an_error_that_does_not_show_it(
     with pytest.raises(ValueError, match="holds no token") as caught:
         reconciler.edges.asgi(PlainTextResponse("other"))
     assert not content or content not in str(caught.value)
+
+
+async def test_nobody_is_told_routes_before_it_is_known_who_may_infer(reconciler: Reconciler) -> None:
+    reconciler.edges._access = None
+    assert await reconciler.report(None) == 503

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.desired import Snapshot
+from reconciler.core.yaml_reader import MAX_BYTES
 from reconciler.sources import folder as source
-from reconciler.sources.folder import MAX_FILE_BYTES, FolderSource
+from reconciler.sources.folder import FolderSource
 
 CONTENT = b"source: {repo: o/m}\n"
 
@@ -96,7 +97,7 @@ async def test_a_pipe_a_folder_and_a_giant_are_problems_and_block_nobody(folder:
     write(folder / "a.yaml")
     os.mkfifo(folder / "pipe.yaml")
     (folder / "sub.yaml").mkdir()
-    write(folder / "big.yaml", b"#" * (MAX_FILE_BYTES + 1))
+    write(folder / "big.yaml", b"#" * (MAX_BYTES + 1))
     (folder / "dangling.yaml").symlink_to("nowhere")
     snapshot = await read(folder)
     assert set(snapshot.files) == {"models.d/a.yaml"}

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from starlette.applications import Starlette
-from starlette.routing import Route
 
 from reconciler.activator.server import serve_unix
 from reconciler.cli.history_commands import history, rollback
@@ -26,8 +24,10 @@ from reconciler.core.journal_entry import By, Entry, Field, Outcome, iso_of
 from reconciler.core.rollback import Version
 from reconciler.host.lock import exclusive
 from reconciler.loop import journal
+from reconciler.loop.control import control_of
 from reconciler.loop.journal import Versions
-from reconciler.loop.rollbacks import RollbackHand, RollbackStore, rollback_endpoint
+from reconciler.loop.operations import Operations
+from reconciler.loop.rollbacks import RollbackHand, RollbackStore
 from reconciler.loop.running import CONTROL_SOCKET
 from reconciler.sources.folder import FolderSource
 
@@ -159,12 +159,17 @@ def versions(state: Path) -> Versions:
     return kept
 
 
+def operations(hand: RollbackHand) -> Operations:
+    other: Any = None  # Only the other paths need these.
+    return Operations(other, other, other, rollback=hand, sync=other, lease=other)
+
+
 @contextlib.contextmanager
 def reconciler(state: Path) -> Iterator[RollbackStore]:
     """One that runs: it has the lock, and answers on the control socket."""
     store = RollbackStore(state)
     hand = RollbackHand(store, Versions(state), FolderSource(state.parent / "models.d").read)
-    app = Starlette(routes=[Route("/rollback", rollback_endpoint(hand), methods=["POST"])])
+    app = control_of(operations(hand))
     loop = asyncio.new_event_loop()
     with exclusive(state):
         thread = threading.Thread(target=loop.run_forever)
@@ -253,7 +258,7 @@ async def test_the_socket_takes_no_other_form(state: Path) -> None:
         return Snapshot("r", {}, "/m")
 
     hand = RollbackHand(RollbackStore(state), Versions(state), read)
-    app = Starlette(routes=[Route("/rollback", rollback_endpoint(hand), methods=["POST"])])
+    app = control_of(operations(hand))
     client = TestClient(app)
     for body, message in (
         (b"{", "Invalid JSON"),

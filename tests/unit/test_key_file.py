@@ -304,3 +304,13 @@ def test_use_that_cannot_be_written_still_counts(tmp_path: Path, monkeypatch: py
     clock[0] = 11.0
     usage.note({F: 3})
     assert key_usage.read(tmp_path)[F].requests == 3
+
+
+def test_where_strangers_come_it_is_never_open(tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path)
+    keys.strangers_come = True
+    assert not keys.ring().inference_is_open
+    keys.add("me", [Scope.ADMIN])
+    assert not keys.ring().inference_is_open
+    keys.revoke("me")
+    assert not keys.ring().inference_is_open

@@ -157,13 +157,13 @@ def test_what_libraries_warn_of_is_an_event(tmp_path: Path) -> None:
     stream = io.StringIO()
     for _ in range(2):  # configured again, it is still said once
         configure(json_lines=True, stream=stream, file=tmp_path / "a.log")
-    logging.getLogger("uvicorn.error").warning("it %s", "creaks")
+    logging.getLogger("a.library").warning("it %s", "creaks")
     logging.getLogger("asyncio").info("not worth a line")
     logging.getLogger("asyncio").critical("lost it", exc_info=RuntimeError("broken"))
     # Not by its logger: pytest listens too, and does not bear it.
     logging.getLogger().handlers[-1].handle(logging.LogRecord("odd", 35, "", 1, "%d", ("no number",), None))
     first, second, third = read(tmp_path / "a.log")
-    assert (first["event"], first["library"], first["text"]) == ("library.warned", "uvicorn.error", "it creaks")
+    assert (first["event"], first["library"], first["text"]) == ("library.warned", "a.library", "it creaks")
     assert (second["event"], second["level"], second["text"]) == ("library.failed", "error", "lost it")
     assert "RuntimeError: broken" in second["exception"]
     assert (third["level"], third["text"]) == ("warning", "%d")

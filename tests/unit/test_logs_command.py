@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -336,6 +338,37 @@ def test_the_command_prints_a_line_each(machine: Machine) -> None:
 
 
 @pytest.mark.usefixtures("no_ray")
+def test_downloads_are_those_of_the_models_repositories(machine: Machine, tmp_path: Path) -> None:
+    machine.own.write_text(
+        "".join(event(n, "download.done", repo=f"o/{repo}") for n, repo in enumerate(("q", "sql", "x")))
+    )
+    # Without its file nobody knows which they are, and that is said.
+    nothing = run(machine, "qwen")
+    assert "download.done" not in nothing.stdout
+    assert "downloads of qwen are left out: " in nothing.stderr
+    (tmp_path / "models.d").mkdir()
+    (tmp_path / "models.d" / "other.yaml").write_text("source: {repo: o/x}\n")
+    (tmp_path / "models.d" / "qwen.yaml").write_text(
+        "source: {repo: o/q}\nadapters: [{name: qwen-sql, repo: o/sql}]\n"
+    )
+    of_qwen = run(machine, "qwen")
+    assert [line.split()[-1] for line in of_qwen.stdout.splitlines()] == ["repo=o/q", "repo=o/sql"]
+    assert "left out" not in of_qwen.stderr
+    assert len(run(machine).stdout.splitlines()) == 3
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_source_that_cannot_be_meant_so_hides_no_lines(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.fill()
+    monkeypatch.setenv("RECONCILE_SOURCE", "git")
+    result = run(machine, "qwen", "-n", "2")
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 2)
+    assert "downloads of qwen are left out: source is git" in result.stderr
+
+
+@pytest.mark.usefixtures("no_ray")
 def test_the_command_as_json(machine: Machine) -> None:
     machine.fill()
     lines = [json.loads(line) for line in run(machine, "qwen", "--output", "json").stdout.splitlines()]
@@ -412,3 +445,21 @@ def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("RECONCILE_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+async def test_followers_do_not_take_the_threads_of_others(machine: Machine) -> None:
+    """Those of the event loop are all taken here, by what does not end."""
+    machine.fill()
+    others, over = asyncio.get_running_loop(), threading.Event()
+    busy = ThreadPoolExecutor(1)
+    others.set_default_executor(busy)
+    waiting = others.run_in_executor(None, over.wait)
+    coming = Logs(machine.state).follow("qwen", 1)
+    try:
+        assert (await asyncio.wait_for(anext(coming), 10)).text
+        with machine.own.open("a") as file:
+            file.write(event(9, "model.late", model="qwen"))
+        assert "model.late" in (await asyncio.wait_for(anext(coming), 10)).text
+    finally:
+        over.set()
+        await waiting

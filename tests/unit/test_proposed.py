@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.desired import Snapshot
-from reconciler.sources.folder import MAX_FILE_BYTES, FolderSource
+from reconciler.core.yaml_reader import MAX_BYTES
+from reconciler.sources.folder import FolderSource
 from reconciler.sources.proposed import FixedSource, ProposedError, proposed
 
 FILE = b"source: {repo: o/m}\n"
@@ -112,8 +113,8 @@ def test_what_was_no_folder_is_not_read_as_one(models: Path, kind: str) -> None:
 
 def test_what_is_no_file_of_bounded_size_is_a_problem_at_its_place(models: Path) -> None:
     (models / "link.yaml").symlink_to("/etc/passwd")
-    (models / "big.yaml").write_bytes(b"#" * (MAX_FILE_BYTES + 1))
-    (models / "largest.yaml").write_bytes(b"#" * MAX_FILE_BYTES)
+    (models / "big.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
+    (models / "largest.yaml").write_bytes(b"#" * MAX_BYTES)
     (models / "empty.yaml").write_bytes(b"")
     commit(models)
     found = read("HEAD", models)
@@ -121,7 +122,7 @@ def test_what_is_no_file_of_bounded_size_is_a_problem_at_its_place(models: Path)
         "models.d/big.yaml:1:1: is larger than 256 KiB",
         "models.d/link.yaml:1:1: is a link that leads to no file of this repository",
     ]
-    assert found.files["models.d/largest.yaml"] == b"#" * MAX_FILE_BYTES
+    assert found.files["models.d/largest.yaml"] == b"#" * MAX_BYTES
     assert found.files["models.d/empty.yaml"] == b""
 
 

@@ -427,7 +427,8 @@ def test_a_hub_that_is_not_there_is_one_line(hub: Hub, tmp_path: Path) -> None:
 async def test_other_commands_see_what_the_running_reconciler_downloads(kit: Kit, tmp_path: Path) -> None:
     """`reconcile status` asks over the control socket, and gets bytes, rate and files."""
     from reconciler.activator.server import serve_unix
-    from reconciler.loop.control import control_app
+    from reconciler.loop.control import control_of
+    from reconciler.loop.operations import Operations
     from reconciler.loop.running import CONTROL_SOCKET, learn_from_running
 
     closed = Copy("org/closed", kit.hub.repo("org/closed", FILES, gated=True))
@@ -437,7 +438,7 @@ async def test_other_commands_see_what_the_running_reconciler_downloads(kit: Kit
     by_hand: Any = None
     server = asyncio.create_task(
         serve_unix(
-            control_app(loop, store, by_hand, rollback=by_hand, sync=by_hand, lease=by_hand),
+            control_of(Operations(loop, store, by_hand, rollback=by_hand, sync=by_hand, lease=by_hand)),
             tmp_path / CONTROL_SOCKET,
         )
     )

@@ -95,11 +95,6 @@ class Architecture:
     rotary: int = 0
     mrope: bool = False
 
-    @property
-    def attention_layers(self) -> int:
-        """How many layers keep a KV cache or a state."""
-        return sum(layer.kind not in (Kind.NONE, Kind.ENCODER) for layer in self.layers)
-
 
 def architecture_of(config: Json) -> Architecture:
     """Read a parsed config.json.

@@ -48,23 +48,31 @@
     }, SETTLE);
   };
 
+  // What somebody is filling in, or is about to confirm, stays as they read it.
+  const inUse = (part) => part.querySelector("details.confirm[open]") !== null
+    || [...part.querySelectorAll("input, select")].some((field) => field === document.activeElement
+      || field.value !== (field.defaultValue ?? field.options[0].value));
+
   const last = new WeakMap();
+  let opened = [];
   const prepare = (body) => {
     body.addEventListener("told", (event) => tell(event.detail.text, event.detail.bad));
     body.addEventListener("htmx:beforeSwap", (event) => {
       const { xhr, target } = event.detail;
       // A part that is as it was stays, with what is selected or open in it.
-      if (last.get(target) === xhr.responseText) event.detail.shouldSwap = false;
+      if (last.get(target) === xhr.responseText || (target.dataset.live && inUse(target))) event.detail.shouldSwap = false;
+      opened = [...target.querySelectorAll("details[open]")].map((details) => details.id).filter(Boolean);
     });
     body.addEventListener("htmx:afterSwap", (event) => {
       const now = document.getElementById(event.detail.target.id);
       if (now) last.set(now, event.detail.xhr.responseText);
+      for (const id of opened) document.getElementById(id)?.setAttribute("open", "");
+      opened = [];
     });
     body.addEventListener("htmx:responseError", (event) => {
       let why = `The server answered ${event.detail.xhr.status}.`;
       try { why = JSON.parse(event.detail.xhr.responseText).error || why; } catch { /* no JSON: the status has to do */ }
-      if (event.detail.xhr.status === 404 && event.detail.elt.dataset.live) refresh('[data-live="all"]');
-      else tell(why, true);
+      tell(why, true);
     });
     body.addEventListener("htmx:sendError", (event) => {
       if (!event.detail.elt.dataset.live) tell("The reconciler does not answer. Nothing was done; try again shortly.", true);
