@@ -234,16 +234,6 @@ class ClusterView(View):
     nodes: tuple[NodeView, ...]
 
 
-class ChangeView(View):
-    """One change of the pending plan."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    model: str
-    action: str
-    cause: str
-
-
 class PlanView(View):
     """The pending plan: the JSON of `reconcile plan --output json`, and the same as text."""
 

@@ -162,6 +162,7 @@ def _operations(parts: Parts, settings: Settings, polling: Polling | None) -> Op
         rollback=RollbackHand(parts.rollbacks, Versions(settings.state_dir), parts.source.read, at(parts.source)),
         sync=functools.partial(answer_sync, polling, parts.source.read),
         lease=parts.lease,
+        journal=parts.journal,
     )
 
 

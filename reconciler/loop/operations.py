@@ -12,6 +12,7 @@ from reconciler.core.overrides import Kind
 from reconciler.core.rollback import RollbackError
 from reconciler.core.saved_plan import SavedPlanError, saved_from_text
 from reconciler.core.state import Json
+from reconciler.core.suspension import ALL
 from reconciler.core.turn import Options, Wishes
 from reconciler.core.weights import Copy, CopyState, Phase
 from reconciler.core.weights_json import states_to_json
@@ -28,6 +29,7 @@ from reconciler.loop.by_hand import (
     NoLeaseHereError,
 )
 from reconciler.loop.directory import build_directory
+from reconciler.loop.journal import Journal
 from reconciler.loop.lease import Keeper
 from reconciler.loop.loop import Look, Loop
 from reconciler.loop.rollbacks import RollbackAsked, RollbackGiven, RollbackHand
@@ -51,6 +53,7 @@ class Operations:
         rollback: RollbackHand,
         sync: Callable[[], Awaitable[dict[str, object]]],
         lease: Keeper,
+        journal: Journal,
     ) -> None:
         """Do nothing yet.
 
@@ -61,9 +64,10 @@ class Operations:
             rollback: Takes models back to earlier versions.
             sync: Looks at the source, and says what it found.
             lease: Without it nothing is written, and nobody is to wait for it.
+            journal: Remembers that a plan was applied, or a new revision fetched, by hand.
         """
         self._loop, self._weights, self._by_hand = loop, weights, by_hand
-        self._rollback, self._sync, self._lease = rollback, sync, lease
+        self._rollback, self._sync, self._lease, self._journal = rollback, sync, lease, journal
 
     # --- looking ------------------------------------------------------------------------------------------
 
@@ -163,9 +167,11 @@ class Operations:
         self.last()
         options = Options(asked_at=time.time(), max_loads=self._loop.options.max_loads)
         try:
-            return await apply_now(self._loop, plan, options)
+            look = await apply_now(self._loop, plan, options)
         except ServeUnreachableError as error:
             raise CommandRefusedError(UNAVAILABLE, str(error)) from error
+        self._journal.command("apply", ALL, "a saved plan was applied by hand", look.plan.revision)
+        return look
 
     def soon(self) -> None:
         """Take the next turn now, for one who does not wait for it.
@@ -178,7 +184,10 @@ class Operations:
 
     async def sync(self) -> Json:
         """Look at the source, and say what was found."""
-        return await self._sync()
+        found = await self._sync()
+        if found.get("new"):
+            self._journal.command("sync", ALL, "the source was looked at by hand", str(found.get("commit", "")))
+        return found
 
     # --- one model ----------------------------------------------------------------------------------------
 

@@ -130,6 +130,7 @@ class Here:
             rollback=RollbackHand(self.loop.rollbacks, Versions(state), self.loop.source.read),
             sync=self._sync,
             lease=self.lease,
+            journal=self.loop.journal,
         )
         self.keys = KeyFile(state)
         self.feed = feed or EventFeed(keep=100)

@@ -33,7 +33,7 @@ async def test_weights_are_fetched_once_it_is_known_which(tmp_path: Path, monkey
         store, other = kit.store(), Any
         wanted = wanted_in(parse_all(FILES))
         looks: Any = SimpleNamespace(last=None)
-        operations = Operations(looks, store, other, rollback=other, sync=other, lease=other)  # type: ignore[arg-type]
+        operations = Operations(looks, store, other, rollback=other, sync=other, lease=other, journal=other)  # type: ignore[arg-type]
 
         def look(resolution: Resolution) -> None:
             known = dict.fromkeys(wanted, resolution)

@@ -455,8 +455,8 @@ def test_add_prints_a_patch_or_pushes(
             state_dir=tmp_path / "state",
             models_dir=tmp_path / "not-asked",
         )
-        options = {"revision": None, "name": name, "stdout": False, "force": force, "output": output}
-        return add(settings, "qwen3-0.6b", hub=nobody, **options)
+        about: dict[str, Any] = {"revision": None, "name": name, "stdout": False, "force": force, "output": output}
+        return add(settings, "qwen3-0.6b", hub=nobody, **about)
 
     with pytest.raises(SystemExit):
         run()

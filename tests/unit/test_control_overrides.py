@@ -65,7 +65,9 @@ async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 def control(loop: Any, weights: Any, world: "World") -> Starlette:
     other: Any = None  # Only other routes need it.
-    return control_of(Operations(loop, weights, world.by_hand, rollback=other, sync=other, lease=other))
+    return control_of(
+        Operations(loop, weights, world.by_hand, rollback=other, sync=other, lease=other, journal=other)
+    )
 
 
 class World:

@@ -112,7 +112,7 @@ async def test_every_feed_is_fed(tmp_path: Path, dashboard: Dashboard, engine: s
     async with measured(settings_of(tmp_path, dashboard, engine)) as (parts, measures):
         feeds = measures.metrics._feeds
         unfed = {each.name for each in dataclasses.fields(Feeds) if getattr(feeds, each.name) is each.default}
-        assert unfed <= {"refused"}
+        assert not unfed
         assert feeds.look() is parts.loop.last is None
         assert feeds.directory() is parts.activator.directory
         assert feeds.holds_lease() is parts.lease.holds() is True

@@ -25,7 +25,7 @@ from reconciler.core.rollback import Version
 from reconciler.host.lock import exclusive
 from reconciler.loop import journal
 from reconciler.loop.control import control_of
-from reconciler.loop.journal import Versions
+from reconciler.loop.journal import Journal, Versions, read
 from reconciler.loop.operations import Operations
 from reconciler.loop.rollbacks import RollbackHand, RollbackStore
 from reconciler.loop.running import CONTROL_SOCKET
@@ -161,7 +161,7 @@ def versions(state: Path) -> Versions:
 
 def operations(hand: RollbackHand) -> Operations:
     other: Any = None  # Only the other paths need these.
-    return Operations(other, other, other, rollback=hand, sync=other, lease=other)
+    return Operations(other, other, other, rollback=hand, sync=other, lease=other, journal=other)
 
 
 @contextlib.contextmanager
@@ -269,3 +269,20 @@ async def test_the_socket_takes_no_other_form(state: Path) -> None:
         answer = await asyncio.to_thread(client.post, "/rollback", content=body)
         assert answer.status_code == 400
         assert message in answer.json()["error"]
+
+
+async def test_a_sync_by_hand_that_brings_something_is_remembered(tmp_path: Path) -> None:
+    found: dict[str, object] = {"source": "git", "new": False, "commit": "c" * 40}
+
+    async def sync() -> dict[str, object]:
+        return found
+
+    other: Any = None
+    journal = Journal(tmp_path)
+    operations = Operations(other, other, other, rollback=other, sync=sync, lease=other, journal=journal)
+    await operations.sync()
+    assert read(tmp_path) == []
+    found["new"] = True
+    await operations.sync()
+    (entry,) = read(tmp_path)
+    assert (entry.what, entry.model, entry.by, entry.revision) == ("sync", "*", "hand", "c" * 40)

@@ -438,7 +438,9 @@ async def test_other_commands_see_what_the_running_reconciler_downloads(kit: Kit
     by_hand: Any = None
     server = asyncio.create_task(
         serve_unix(
-            control_of(Operations(loop, store, by_hand, rollback=by_hand, sync=by_hand, lease=by_hand)),
+            control_of(
+                Operations(loop, store, by_hand, rollback=by_hand, sync=by_hand, lease=by_hand, journal=by_hand)
+            ),
             tmp_path / CONTROL_SOCKET,
         )
     )
