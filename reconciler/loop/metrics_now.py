@@ -120,6 +120,14 @@ def of_each_model(look: Look) -> Iterator[Metric]:
     yield gauge("reconcile_model_idle_seconds", "Since the last request to a model ended.", rows(idle), ["model"])
     yield gauge("reconcile_model_replicas", "Engines that run.", rows(of_model["up"]), ["model"])
     yield gauge("reconcile_model_replicas_wanted", "Engines that are to run.", rows(of_model["wanted"]), ["model"])
+    # Downloads are counted by repository, which several models may share; this says whose they are.
+    copies = {(model, copy.repo) for model, target in look.desired.targets.items() for copy in target.copies}
+    yield gauge(
+        "reconcile_model_repo_info",
+        "1 for a repository that a model's weights come from.",
+        [((model, repo), 1) for model, repo in sorted(copies)],
+        ["model", "repo"],
+    )
 
 
 def of_memory(

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
 
 from reconciler.activator.directory import Directory
@@ -248,3 +251,21 @@ def test_the_dashboard_shows_what_the_issue_asks_for() -> None:
         "ray_vllm_kv_cache_usage_perc",
     ):  # fmt: skip
         assert wanted in names
+
+
+def test_the_dashboard_is_one_to_grafana() -> None:
+    """Grafana's own model takes it, and knows every field of it: what it does not know it would drop."""
+    register_default_plugins()
+    taken = json.loads(JSONEncoder().encode(Dashboard.from_json(dashboard())))
+    assert list(_lost(dashboard(), taken)) == []
+
+
+def _lost(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key, value in ours.items():
+            yield from _lost(value, theirs.get(key), f"{path}.{key}")
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for index, value in enumerate(ours):
+            yield from _lost(value, theirs[index], f"{path}[{index}]")
+    elif ours != theirs:
+        yield f"{path}: {ours!r} is {theirs!r} to Grafana"

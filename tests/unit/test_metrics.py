@@ -371,3 +371,12 @@ def test_names_of_models_and_reasons_cannot_write_lines_of_their_own() -> None:
     values = world.values()
     assert values["reconcile_requests_refused_total"] == {(evil,): 1}
     assert "forged_metric" not in values
+
+
+def test_whose_downloads_a_repositorys_are() -> None:
+    world = full()
+    assert world.look is not None
+    desired, copy = world.look.desired, Copy("o/m", "c" * 40)
+    targets = {name: replace(each, copies={copy: "main"}) for name, each in desired.targets.items() if name != "c"}
+    world.look = replace(world.look, desired=replace(desired, targets=targets))
+    assert world.values()["reconcile_model_repo_info"] == {("a", "o/m"): 1, ("b", "o/m"): 1}
