@@ -26,10 +26,13 @@ from reconciler.loop.loop import Loop
 from reconciler.loop.operations import Operations
 from reconciler.loop.polling import Polling, answer_sync
 from reconciler.loop.ray_head import RayHead
+from reconciler.loop.ray_pulse import SECONDS as PULSE_SECONDS
+from reconciler.loop.ray_pulse import RayPulse
 from reconciler.loop.rollbacks import RollbackHand
 from reconciler.loop.running import CONTROL_SOCKET
 from reconciler.loop.source import at, make_write_back
 from reconciler.ray_serve.client import ServeUnreachableError
+from reconciler.ray_serve.engine_calls import gcs_address
 from reconciler.ray_serve.schema import prepare
 from reconciler.sources.git import GitSource
 from reconciler.sources.watch import watch_folder
@@ -181,6 +184,15 @@ def _schedule(parts: Parts, settings: Settings) -> AsyncIOScheduler:
     async def sweep() -> None:  # A plain function would be called in a thread.
         parts.loop.wake()
 
+    pulse = RayPulse(functools.partial(gcs_address, parts.client), parts.loop.wake)
+    scheduler.add_job(
+        pulse.feel,
+        "interval",
+        seconds=PULSE_SECONDS,
+        max_instances=1,
+        coalesce=True,
+        misfire_grace_time=None,
+    )
     # The loop looks at every model on each turn; the sweep has it look when nothing else does.
     scheduler.add_job(sweep, "interval", seconds=settings.sweep_interval, coalesce=True, misfire_grace_time=None)
     scheduler.start()
