@@ -69,7 +69,7 @@ async def test_a_client_in_a_hurry_is_told_at_once_and_the_model_is_wanted_all_t
             error = (await response.json())["error"]
             assert (response.status, error["code"]) == (503, "patience_too_short")
             assert response.headers["retry-after"] == "72"
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10
         assert error["message"] == (
             "The model 'm' is not up, it is expected in 72 s, and the client waits 30 s at most "
             "(loading: it is being started)."

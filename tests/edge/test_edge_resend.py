@@ -208,7 +208,7 @@ async def test_a_reconciler_that_is_not_there_is_waited_for_with_a_request_for_a
             async with home.client.get(path) as response:
                 assert response.status == 503
                 assert envelope(await response.read())["code"] == "control_plane_unavailable"
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 2.5
         began = time.monotonic()
         assert await _post(home, _cold()) == (503, "control_plane_unavailable")
         assert 2.5 < time.monotonic() - began < 10  # a second for each further try

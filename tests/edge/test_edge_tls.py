@@ -7,6 +7,7 @@ import ssl
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import aiohttp
 import pytest
 from edge_harness import CHAT, TEMPLATE, House, eventually, house
 
+from reconciler.core.keys import Key, KeyRing, Scope, digest_of, secret_from
 from reconciler.edge.config import render_config
 from reconciler.edge.edge import Edge, EdgeStartError
 from reconciler.edge.options import EdgeOptions
@@ -50,13 +52,14 @@ def _install(made: Path, name: str, cert: Path, key: Path) -> None:
     shutil.copy(made / f"{name}.key", key)
 
 
-async def _ask(home: House, trusted: Path) -> int:
+async def _ask(home: House, trusted: Path, key: str = "") -> int:
     """The status of a request that trusts this certificate alone."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     tls = ssl.create_default_context(cafile=str(trusted))
     async with (
         aiohttp.ClientSession() as session,
         session.post(
-            f"https://127.0.0.1:{home.options.listen_port}{CHAT}", json={"model": "m"}, ssl=tls
+            f"https://127.0.0.1:{home.options.listen_port}{CHAT}", json={"model": "m"}, headers=headers, ssl=tls
         ) as answer,
     ):
         return answer.status
@@ -207,4 +210,8 @@ async def test_it_may_listen_beyond_loopback(home: House, files: tuple[Path, Pat
         TEMPLATE,
     )
     await edge.ensure_running()
-    assert await _ask(home, files[0]) == 200
+    assert await _ask(home, files[0]) == 401, "strangers reach it"
+    secret = secret_from("a" * 43)
+    key = Key("k", digest_of(secret), frozenset({Scope.INFERENCE}), created=0.0)
+    await edge.set_keys(KeyRing((key,)), time.time())
+    assert await _ask(home, files[0], secret) == 200

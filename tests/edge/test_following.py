@@ -352,7 +352,7 @@ async def test_keys_reach_the_other_edge_by_their_digests_and_a_revoked_one_ends
 
         started = time.monotonic()
         await eventually(taken)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
         for home in (both.here, both.there):
             assert await asked(home, "m", secret) == (200, "serve")
             assert await asked(home, "n", secret) == (200, "activator")

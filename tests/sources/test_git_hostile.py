@@ -351,7 +351,7 @@ async def test_a_server_that_is_slow_is_left_in_time(
     server.delay = 3.0
     started = time.monotonic()
     assert not await source.fetch()
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < 2.9
     assert "did not end within 1 s" in (await source.read()).provenance.problem  # type: ignore[union-attr]
     assert events[-1]["event"] == "source.unreachable"
     assert not _children()

@@ -195,7 +195,8 @@ async def test_an_agent_that_is_ill_takes_nothing_from_the_others(tmp_path: Path
     began = time.monotonic()
     async with cluster(tmp_path, ill, recorded, patience=1.5) as metrics:
         found = await metrics.read({REPLICA})
-        assert time.monotonic() - began < 4
+        # Of the 60 s that one of them would take; the machine may be busy.
+        assert time.monotonic() - began < 30
     assert found.keys() == {REPLICA}
 
 

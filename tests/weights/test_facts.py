@@ -202,10 +202,10 @@ async def test_it_is_found_out_beside_the_loop_and_stays_the_same_object(kit: Ki
     woken: list[bool] = []
     facts = store(kit)
     facts.wake = lambda: woken.append(True)
-    kit.hub.fault(Stall(after=None, seconds=0.3), path=SHARDS[0], times=1)
+    kit.hub.fault(Stall(after=None, seconds=2), path=SHARDS[0], times=1)
     began = time.monotonic()
     assert await facts.look([kit.copy]) == {kit.copy: FactsState()}
-    assert time.monotonic() - began < 0.1
+    assert time.monotonic() - began < 1.5
     await until(lambda: woken)
     first = known((await facts.look([kit.copy]))[kit.copy])
     kit.hub.clear()
@@ -237,7 +237,7 @@ async def test_patience_ends_and_so_does_the_store_while_a_hub_hangs(kit: Kit) -
     began = time.monotonic()
     assert (await facts.look([kit.copy], patience=0.3))[kit.copy] == FactsState()
     await facts.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     # Nor does a thread go on reading, for which the end of the process would wait.
     await until(lambda: not any(thread.name.startswith("facts-hub") for thread in threading.enumerate()), 3)
 
