@@ -6,6 +6,7 @@ once. Nothing is concluded here: the loop is woken, looks, and says what it find
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 
 from reconciler.ray_serve.engine_calls import EngineCallError
@@ -13,6 +14,8 @@ from reconciler.ray_serve.engine_calls import EngineCallError
 SECONDS = 2.0
 """Between two times."""
 _CONNECT_SECONDS = 2.0
+_AGAIN_SECONDS = 30.0
+"""Before it is asked again where the GCS is: from another network it may never be reached."""
 
 
 class RayPulse:
@@ -21,15 +24,25 @@ class RayPulse:
     Args:
         address: Says where the GCS is, `host:port`; asked until it answers once, and again after a loss.
         wake: Called when it is found to be gone, once for each loss.
+        monotonic: Clock, in seconds.
     """
 
-    def __init__(self, address: Callable[[], Awaitable[str]], wake: Callable[[], None]) -> None:
-        self._ask, self._wake = address, wake
+    def __init__(
+        self,
+        address: Callable[[], Awaitable[str]],
+        wake: Callable[[], None],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ask, self._wake, self._monotonic = address, wake, monotonic
         self._address: tuple[str, int] | None = None
+        self._not_before = monotonic()
 
     async def feel(self) -> None:
         """Do it once. Where nobody knows where the GCS is, or it cannot be reached from here, that is no loss."""
         known = self._address
+        if known is None and self._monotonic() < self._not_before:
+            return
         try:
             host, port = known if known is not None else _parts(await self._ask())
             async with asyncio.timeout(_CONNECT_SECONDS):
@@ -38,6 +51,8 @@ class RayPulse:
             if known is not None:
                 self._address = None
                 self._wake()
+            else:
+                self._not_before = self._monotonic() + _AGAIN_SECONDS
             return
         self._address = (host, port)
         writer.close()

@@ -42,7 +42,8 @@ async def gcs() -> AsyncIterator[Gcs]:
 
 async def test_a_loss_wakes_once_and_a_return_is_no_loss(gcs: Gcs) -> None:
     woken: list[None] = []
-    pulse = RayPulse(gcs.address, lambda: woken.append(None))
+    now = [0.0]
+    pulse = RayPulse(gcs.address, lambda: woken.append(None), monotonic=lambda: now[0])
     for _ in range(3):
         await pulse.feel()
     assert (gcs.asked, woken) == (1, [])
@@ -50,6 +51,8 @@ async def test_a_loss_wakes_once_and_a_return_is_no_loss(gcs: Gcs) -> None:
     for _ in range(3):
         await pulse.feel()
     assert len(woken) == 1
+    assert gcs.asked == 2, "not every two seconds"
+    now[0] = 60.0
     await gcs.start()
     await pulse.feel()
     await pulse.feel()
