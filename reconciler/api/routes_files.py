@@ -12,8 +12,7 @@ from reconciler.api.problems import documented
 from reconciler.api.schemas import EditView, FileList, FileView, KeyList, KeyView, NewKey
 from reconciler.api.views import edit_view
 from reconciler.core.edit import File
-from reconciler.core.key_usage import KeyUse
-from reconciler.core.keys import Key, KeyRefusedError
+from reconciler.core.keys import KeyRefusedError
 from reconciler.loop.by_hand import FAULT, NOT_FOUND, CommandRefusedError
 
 _REFUSED = 422
@@ -74,7 +73,7 @@ def keys_router(context: Context) -> APIRouter:
     def keys() -> KeyList:
         """All keys, revoked ones included, without what they open with."""
         usage = context.key_usage()
-        return KeyList(keys=tuple(_key(key, usage.get(key.fingerprint)) for key in store.ring().keys))
+        return KeyList(keys=tuple(KeyView.of(key, usage.get(key.fingerprint)) for key in store.ring().keys))
 
     @router.post("/keys", status_code=201, responses=documented(409))
     async def make_key(asked: MakeKey) -> NewKey:
@@ -88,7 +87,7 @@ def keys_router(context: Context) -> APIRouter:
             requests_per_minute=asked.requests_per_minute,
             concurrent=asked.concurrent,
         )
-        return NewKey(key=_key(key, None), secret=secret)
+        return NewKey(key=KeyView.of(key, None), secret=secret)
 
     @router.delete("/keys/{which}", responses=documented())
     async def revoke_key(
@@ -99,7 +98,7 @@ def keys_router(context: Context) -> APIRouter:
             key = await in_thread(store.revoke, which)
         except KeyRefusedError as error:
             raise CommandRefusedError(NOT_FOUND, str(error)) from error
-        return _key(key, context.key_usage().get(key.fingerprint))
+        return KeyView.of(key, context.key_usage().get(key.fingerprint))
 
     async def in_thread(call: Any, *args: Any, **options: Any) -> Any:  # noqa: ANN401 -- as the call has them
         try:
@@ -120,19 +119,3 @@ def _who(request: Request) -> Who:
 
 def _file(file: File) -> FileView:
     return FileView(path=file.path, text=file.text, digest=file.digest)
-
-
-def _key(key: Key, use: KeyUse | None) -> KeyView:
-    return KeyView(
-        fingerprint=key.fingerprint,
-        name=key.name,
-        scopes=tuple(sorted(key.scopes)),
-        models=None if key.models is None else tuple(sorted(key.models)),
-        created=key.created,
-        expires=key.expires,
-        revoked=key.revoked,
-        requests_per_minute=key.requests_per_minute,
-        concurrent=key.concurrent,
-        requests=use.requests if use is not None else 0,
-        last_used=use.last_used if use is not None else None,
-    )

@@ -3,10 +3,12 @@
 Sizes are in bytes, times in seconds since the epoch, durations in seconds. Within `/api/v1` fields are only added.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reconciler.core.key_usage import KeyUse
+from reconciler.core.keys import Key
 from reconciler.core.state import Json
 
 
@@ -337,6 +339,24 @@ class KeyView(View):
     concurrent: int | None = None
     requests: int = 0
     last_used: float | None = None
+
+    @classmethod
+    def of(cls, key: Key, use: KeyUse | None) -> Self:
+        """A key, and how much it was used where that is known."""
+        use = use or KeyUse()
+        return cls(
+            fingerprint=key.fingerprint,
+            name=key.name,
+            scopes=tuple(sorted(key.scopes)),
+            models=None if key.models is None else tuple(sorted(key.models)),
+            created=key.created,
+            expires=key.expires,
+            revoked=key.revoked,
+            requests_per_minute=key.requests_per_minute,
+            concurrent=key.concurrent,
+            requests=use.requests,
+            last_used=use.last_used,
+        )
 
 
 class Problem(View):

@@ -13,10 +13,9 @@ from reconciler.cli.common import ERROR, OK, configure_log, fail
 from reconciler.cli.run import run_to_end
 from reconciler.cli.show import print_json
 from reconciler.core.exposure import is_loopback
-from reconciler.host.key_file import KeyFile
 from reconciler.host.settings import Settings
 from reconciler.loop.assemble import find_edge, make_edge
-from reconciler.loop.exposed import check_exposure
+from reconciler.loop.exposed import check_exposure, keys_of
 from reconciler.loop.follow import follow as follow_reconciler
 
 
@@ -57,9 +56,7 @@ async def _edge(settings: Settings, verb: str, output: str) -> int:
     door = await find_edge(settings)
     if verb == "start":
         check_exposure(settings, front_door_alone=True)
-        keys = KeyFile(settings.state_dir)
-        keys.strangers_come = not is_loopback(settings.listen_host)
-        await door.set_keys(keys.ring(), time.time())
+        await door.set_keys(keys_of(settings).ring(), time.time())
         click.echo("started" if await door.ensure_running() else "it runs already")
         return OK
     if verb == "stop":

@@ -119,21 +119,7 @@ def _handed_out(key: Key, secret: str, more: dict[str, Any], output: str) -> int
 
 def _view(key: Key, use: KeyUse | None) -> dict[str, Any]:
     """A key as the API shows it."""
-    use = use or KeyUse()
-    view = KeyView(
-        fingerprint=key.fingerprint,
-        name=key.name,
-        scopes=tuple(sorted(key.scopes)),
-        models=None if key.models is None else tuple(sorted(key.models)),
-        created=key.created,
-        expires=key.expires,
-        revoked=key.revoked,
-        requests_per_minute=key.requests_per_minute,
-        concurrent=key.concurrent,
-        requests=use.requests,
-        last_used=use.last_used,
-    )
-    return view.model_dump(mode="json")
+    return KeyView.of(key, use).model_dump(mode="json")
 
 
 def _table(keys: Sequence[Key], usage: dict[str, KeyUse], now: float) -> None:

@@ -61,9 +61,7 @@ class Measures:
     def add_to(self, scheduler: AsyncIOScheduler) -> None:
         """Look again and again, beside the loop, at what nobody tells."""
         for job, seconds in ((self.metrics.look_at_disks, STEP_SECONDS), (self._look_at_keys, _KEYS_SECONDS)):
-            scheduler.add_job(
-                job, "interval", seconds=seconds, max_instances=1, coalesce=True, misfire_grace_time=None
-            )
+            scheduler.add_job(job, "interval", seconds=seconds)
 
     async def close(self) -> None:
         """Write down what is worth keeping."""

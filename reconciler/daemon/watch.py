@@ -171,30 +171,16 @@ def _operations(parts: Parts, settings: Settings, polling: Polling | None) -> Op
 
 def _schedule(parts: Parts, settings: Settings) -> AsyncIOScheduler:
     """What happens again and again, beside the loop."""
-    scheduler = AsyncIOScheduler()
-    scheduler.add_job(
-        parts.front_door.ensure_running,
-        "interval",
-        seconds=EDGE_CHECK_SECONDS,
-        max_instances=1,
-        coalesce=True,
-        misfire_grace_time=None,
-    )
+    scheduler = AsyncIOScheduler(job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None})
+    scheduler.add_job(parts.front_door.ensure_running, "interval", seconds=EDGE_CHECK_SECONDS)
 
     async def sweep() -> None:  # A plain function would be called in a thread.
         parts.loop.wake()
 
     pulse = RayPulse(functools.partial(gcs_address, parts.client), parts.loop.wake)
-    scheduler.add_job(
-        pulse.feel,
-        "interval",
-        seconds=PULSE_SECONDS,
-        max_instances=1,
-        coalesce=True,
-        misfire_grace_time=None,
-    )
+    scheduler.add_job(pulse.feel, "interval", seconds=PULSE_SECONDS)
     # The loop looks at every model on each turn; the sweep has it look when nothing else does.
-    scheduler.add_job(sweep, "interval", seconds=settings.sweep_interval, coalesce=True, misfire_grace_time=None)
+    scheduler.add_job(sweep, "interval", seconds=settings.sweep_interval)
     scheduler.start()
     return scheduler
 

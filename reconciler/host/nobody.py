@@ -1,5 +1,5 @@
 """Whom to tell, or to wake, while nobody is there to be told."""
 
 
-def nobody() -> None:
+def nobody(*_told: object) -> None:
     """Nothing happens."""

@@ -19,6 +19,7 @@ from reconciler.core.state import Application, Json, Observed, Record, Status
 from reconciler.core.weights import Copy, Phase
 from reconciler.edge.errors import EdgeUnreachableError
 from reconciler.host.log import get_logger
+from reconciler.host.nobody import nobody
 from reconciler.loop.after_start import AfterStart
 from reconciler.loop.after_stop import AfterStop
 from reconciler.loop.edges import Edges
@@ -36,10 +37,6 @@ from reconciler.weights.store import WeightStore
 log = get_logger()
 
 _EVENTS = {Do.START: "model.start", Do.UPDATE: "model.update", Do.REMOVE: "model.remove"}
-
-
-def _nothing(_model: str) -> None:
-    """Whom to tell where nobody asked."""
 
 
 class Actor:
@@ -98,7 +95,7 @@ class Actor:
         self.may_write = may_write
         self._wake = wake
         self._probes: dict[str, asyncio.Task[None]] = {}
-        self.evicted: Callable[[str], None] = _nothing
+        self.evicted: Callable[[str], None] = nobody
         """Called with a model that was removed to make room."""
 
     async def act(self, plan: Plan, desired: Desired, observed: Observed) -> None:

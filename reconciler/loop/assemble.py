@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from reconciler.activator.app import Activator
-from reconciler.core.exposure import is_loopback
 from reconciler.core.fitting import Fitter
 from reconciler.core.keys import Key, Scope, digest_of, secret_from
 from reconciler.core.render import Renderer
@@ -27,6 +26,7 @@ from reconciler.loop.after_start import AfterStart
 from reconciler.loop.after_stop import AfterStop
 from reconciler.loop.edges import Edges
 from reconciler.loop.engine_memory import EngineMemory
+from reconciler.loop.exposed import keys_of
 from reconciler.loop.fixed_prompt import ask_fixed
 from reconciler.loop.front_door import FrontDoor
 from reconciler.loop.gpus import GpuObserver, gpu_observer
@@ -112,8 +112,7 @@ async def assembled(
         lease = Keeper(None, "", "", reason) if read_only else make_keeper(settings, client, reason)
         serve_url = f"http://{settings.serve_host}:{port}"
         edge = Edges(make_edge(settings, port), settings.state_dir)
-        keys = KeyFile(settings.state_dir)
-        keys.strangers_come = not is_loopback(settings.listen_host)
+        keys = keys_of(settings)
         chat_key = secret_from(secrets.token_urlsafe(32))
         ours = Key("chat", digest_of(chat_key), frozenset({Scope.INFERENCE}), time.time())
         activator = Activator(serve_url, keys=lambda: keys.ring().beside(ours))

@@ -9,6 +9,13 @@ from reconciler.host.key_file import KeyFile
 from reconciler.host.settings import Settings
 
 
+def keys_of(settings: Settings) -> KeyFile:
+    """The keys, which are always asked for where strangers reach the front door."""
+    keys = KeyFile(settings.state_dir)
+    keys.strangers_come = not is_loopback(settings.listen_host)
+    return keys
+
+
 def check_exposure(settings: Settings, *, front_door_alone: bool = False) -> None:
     """Refuse to listen where strangers come by without a key.
 

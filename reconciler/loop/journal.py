@@ -26,6 +26,7 @@ from reconciler.core.rollback import Rollback, Version, is_revision, version_of
 from reconciler.core.state import Observed, Record
 from reconciler.host.files import write_atomic
 from reconciler.host.log import get_logger
+from reconciler.host.nobody import nobody
 
 log = get_logger()
 
@@ -44,10 +45,6 @@ _VERSIONS_A_TURN = 20
 _REVISION = re.compile(r"[0-9A-Za-z]{7,64}")
 _ENTRY, _VERSIONS = TypeAdapter(Entry), TypeAdapter(list[Version])
 _FILES = TypeAdapter(dict[str, str])
-
-
-def _nothing(_entries: Sequence[Entry]) -> None:
-    """Whom to tell where nobody asked."""
 
 
 class Journal:
@@ -71,7 +68,7 @@ class Journal:
         self._revision = ""
         self._pending: list[Entry] = []
         self._complained = False
-        self.told: Callable[[Sequence[Entry]], None] = _nothing
+        self.told: Callable[[Sequence[Entry]], None] = nobody
         """Called with what happened, as it is written down."""
         entries: list[Entry] = []
         try:

@@ -52,18 +52,6 @@ _EXPECTED = (ServeUnreachableError, ServeRefusedError, EdgeUnreachableError, OSE
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0)
 
 
-def _nothing(_desired: Desired, _plan: Plan) -> None:
-    """Whom to show it to where nobody asked."""
-
-
-def _not_counted(_seconds: float, _result: str) -> None:
-    """The same for how turns end."""
-
-
-def _not_timed(_model: str, _phases: Mapping[str, float]) -> None:
-    """The same for loads."""
-
-
 @dataclass(frozen=True, slots=True)
 class Look:
     """What one turn saw and decided."""
@@ -118,11 +106,11 @@ class Loop:
         self.ray_missing: Callable[[], None] = nobody
         """Called whenever Ray does not answer."""
         self.ray_answers: Callable[[], None] = nobody
-        self.seen: Callable[[Desired, Plan], None] = _nothing
+        self.seen: Callable[[Desired, Plan], None] = nobody
         """Called with what each turn saw."""
-        self.turn_ended: Callable[[float, str], None] = _not_counted
+        self.turn_ended: Callable[[float, str], None] = nobody
         """Called with how many seconds a turn took, and `ok`, `failed` or `crashed`."""
-        self.loaded: Callable[[str, Mapping[str, float]], None] = _not_timed
+        self.loaded: Callable[[str, Mapping[str, float]], None] = nobody
         """Called with a model that came up, and the seconds that each phase of its load took."""
 
     def wake(self) -> None:

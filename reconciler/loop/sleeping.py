@@ -64,10 +64,6 @@ class Slept:
     since: Annotated[float, Field(allow_inf_nan=False)] | None
 
 
-def _nothing(_model: str, _seconds: float) -> None:
-    """Whom to tell where nobody asked."""
-
-
 class Sleeping:
     """The sleepers of one state directory.
 
@@ -96,7 +92,7 @@ class Sleeping:
         self._held = held
         self._wall_clock = wall_clock
         self.wake_loop = wake_loop
-        self.woke: Callable[[str, float], None] = _nothing
+        self.woke: Callable[[str, float], None] = nobody
         """Called with a model that was woken, and the seconds that took."""
         self._slept, self._demotions = _read(self._file)
         self._going: dict[str, asyncio.Task[None]] = {}
