@@ -461,23 +461,16 @@ require_installed() {
     ENGINE=$(< "$VENV/.engine")
 }
 
-leave_ray() {
-    "$VENV/bin/python" -m reconciler.host.notify STOPPING=1 || true
-    say "ending Ray"
-    end_processes "$(ray_processes)"
-    rm -f "$STATE/ray/run-id"
-    exit 0
-}
-
 # Ray runs as daemons; a supervisor wants one process that lives as long as it does, and ends it when told to.
 stay_with_ray() {
-    local vital pid name
+    local vital pid name told_to_leave=
     # An array of lines. What is gone by now is missed below.
     mapfile -t vital < <(vital_processes)
-    trap leave_ray TERM INT
+    # Nothing but a note: in a trap, `return` means the status of what it interrupted.
+    trap 'told_to_leave=yes' TERM INT
     "$VENV/bin/python" -m reconciler.host.notify READY=1 "STATUS=${HEAD:-$DASHBOARD}" || true
     say "Ray runs; SIGTERM ends it"
-    while ((${#vital[@]} > 0)); do
+    while [[ -z $told_to_leave ]] && ((${#vital[@]} > 0)); do
         for pid in "${vital[@]}"; do
             name=${pid#* } pid=${pid%% *}
             if ! is_program "$pid" "/$name "; then break 2; fi
@@ -486,6 +479,13 @@ stay_with_ray() {
         sleep 1 &
         wait $! || true
     done
+    if [[ -n $told_to_leave ]]; then
+        "$VENV/bin/python" -m reconciler.host.notify STOPPING=1 || true
+        say "ending Ray"
+        end_processes "$(ray_processes)"
+        rm -f "$STATE/ray/run-id"
+        exit 0
+    fi
     end_processes "$(ray_processes)"
     die "Ray has ended (${name:-it was not whole}); its logs are in $STATE/ray/session/logs"
 }

@@ -386,7 +386,17 @@ def service(tmp_path: Path) -> Iterator[Service]:
     subprocess.run(["rm", "-rf", made.environment["RECONCILE_RUN_DIR"]], check=True)
 
 
-def test_ray_in_the_foreground_says_when_it_is_up_and_ends_in_order(service: Service) -> None:
+def _children(pid: int) -> list[str]:
+    """The names of what a process runs."""
+    names = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            names.append(Path(f"/proc/{child}/comm").read_text().strip())
+    return names
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["later", "at-once"])
+def test_ray_in_the_foreground_says_when_it_is_up_and_ends_in_order(service: Service, *, settled: bool) -> None:
     process = service.start("--ray-foreground")
     assert service.hear()[0] == "READY=1"
     assert service.hear() == ["BARRIER=1"]
@@ -398,10 +408,16 @@ def test_ray_in_the_foreground_says_when_it_is_up_and_ends_in_order(service: Ser
     assert "RECONCILE_RAY_START_COMMAND" not in (service.folder / "state" / "env").read_text()
     daemons = service.daemons()
     assert {"/ray/gcs/gcs_server", "/ray/raylet/raylet", "/dashboard"} <= set(daemons)
+    if settled:
+        # As at most stops: it has said everything, and waits.
+        assert process.stdout is not None
+        until(lambda: "SIGTERM ends it" in process.stdout.readline())
+        until(lambda: "sleep" in _children(process.pid))
     process.send_signal(signal.SIGTERM)
     assert service.hear() == ["STOPPING=1"]
     assert service.hear() == ["BARRIER=1"]
     assert process.wait(30) == 0
+    assert not (service.folder / "state" / "ray" / "run-id").exists()
     for pid in daemons.values():
         assert not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes()
 
