@@ -228,7 +228,8 @@ def test_hostile_lines_are_read_quickly(raw: str, of: Of) -> None:
         for line in read(of, raw, about=about):
             assert line.level in LEVELS
             assert line.at is None or line.at <= epoch(NOW) + 86_400
-    assert time.process_time() - began < 0.5
+    # What is quadratic takes many times as long; the collector of a long test run may take a second of it.
+    assert time.process_time() - began < 5
 
 
 @settings(max_examples=200, deadline=None)
