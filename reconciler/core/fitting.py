@@ -28,7 +28,7 @@ from reconciler.core.fit.sizing import Outcome, Sized, Sizing, on_cpu, on_gpus
 from reconciler.core.packing import Wish, arrange
 from reconciler.core.placement import Ledger
 from reconciler.core.render import Renderer, RenderError
-from reconciler.core.spec import Policy
+from reconciler.core.spec import ModelSpec, Policy
 from reconciler.core.state import Application, Demand, Json, Node, Record, Status, homes_of
 from reconciler.core.target import Fit, Platform, Target
 from reconciler.core.weights import Copy
@@ -94,17 +94,13 @@ class Fitter:
     def __init__(self, renderer: Renderer, platform: Platform, measurements: Measurements) -> None:
         self._renderer, self._platform, self._measurements = renderer, platform, measurements
         self._renders: _Memo[Target] = _Memo()
+        self._reckoned: _Memo[Target] = _Memo()
         self._outcomes: _Memo[Outcome] = _Memo()
         self._digests: _Memo[str] = _Memo()
 
-    def places(self, desired: Desired, cluster: Cluster) -> frozenset[Place]:
-        """Whose facts have to be known: those of every version that does not run."""
-        return frozenset(
-            place
-            for target in desired.targets.values()
-            if not self._runs(target, cluster)
-            for place in target.reads
-        )
+    def places(self, desired: Desired) -> frozenset[Place]:
+        """Whose facts are asked for: also of versions that run, to know what they take."""
+        return frozenset(place for target in desired.targets.values() for place in target.reads)
 
     def fitted(self, desired: Desired, cluster: Cluster, facts: Mapping[Place, FactsState]) -> Desired:
         """The same wishes with every size decided.
@@ -112,13 +108,15 @@ class Fitter:
         Args:
             desired: The model files.
             cluster: What there is.
-            facts: Of every place in `places`; what is not in it is not known.
+            facts: Of the places in `places`; what is not in it is not known.
         """
         targets: dict[str, Target] = {}
         choices: dict[str, tuple[Target, ...]] = {}
         for model, target in desired.targets.items():
             try:
                 running = self._running(target, cluster)
+                if running is not None:
+                    running = self._as_it_runs(running, cluster, facts)
                 found = (running,) if running is not None else self._sized(target, cluster, facts)
             except RenderError as error:
                 running, found = None, (replace(target, unknown=str(error)),)
@@ -126,15 +124,9 @@ class Fitter:
             if running is None and not _is_held(found[0]):
                 choices[model] = found
         order = self._choose(targets, choices, cluster)
-        for memo in (self._renders, self._outcomes, self._digests):
+        for memo in (self._renders, self._reckoned, self._outcomes, self._digests):
             memo.sweep()
         return replace(desired, targets=targets, order=order)
-
-    def _runs(self, target: Target, cluster: Cluster) -> bool:
-        try:
-            return self._running(target, cluster) is not None
-        except RenderError:
-            return False
 
     def _running(self, target: Target, cluster: Cluster) -> Target | None:
         """The wanted version as it runs, with the sizes that it was given."""
@@ -152,6 +144,39 @@ class Fitter:
             if same.application == app.name:
                 return same
         return None
+
+    def _as_it_runs(self, target: Target, cluster: Cluster, facts: Mapping[Place, FactsState]) -> Target:
+        """A version that runs, with what it takes at its own sizes; without that where it cannot be told.
+
+        Whether that much fits is no question any more: it runs.
+        """
+        read = {place: facts[place].facts for place in target.reads if place in facts}
+        model = read.get(target.reads.model) if target.reads.model is not None else None
+        if model is None or any(read.get(place) is None for place in target.reads):
+            return target
+        draft = read[target.reads.draft] if target.reads.draft is not None else None
+
+        app = cluster.applications[target.application]
+        where = {replica.node_id for replica in app.replicas}
+        # Of its own GPUs, whatever others there are.
+        there = replace(cluster, nodes=tuple(node for node in cluster.nodes if node.id in where) or cluster.nodes)
+
+        def weigh() -> Target:
+            sizes = replace(target, spec=_with_sizes(target.spec, target.sizing))
+            try:
+                ways = self._outcome(sizes, there, model, draft).choices
+            except (ArchitectureError, ValueError, OverflowError):
+                return target
+            if not ways:
+                return target
+            way = next((way for way in ways if way.sizing.accelerator == target.sizing.accelerator), ways[0])
+            return replace(target, fit=Fit(way, basis=_basis(way, from_tensors=model.tensors is not None)))
+
+        version = self._measurements.version(
+            self._digests.get((target, model), (), lambda: name_of(target, model))
+        )
+        classes = classes_of(there.nodes, target.spec.resources.accelerator) if target.demand.gpus else ()
+        return self._reckoned.get((target, model, draft), (classes, version), weigh)
 
     def _sized(self, target: Target, cluster: Cluster, facts: Mapping[Place, FactsState]) -> tuple[Target, ...]:
         """The version with each of the sizes that it may run with, the best first."""
@@ -174,8 +199,7 @@ class Fitter:
         return tuple(sizes) or (target,)
 
     def _with(self, target: Target, sized: Sized, outcome: Outcome, *, from_tensors: bool) -> Target:
-        basis = "measured" if sized.measured else "tensors" if from_tensors else "config"
-        fit = Fit(sized, outcome.misfit, outcome.advice, basis)
+        fit = Fit(sized, outcome.misfit, outcome.advice, _basis(sized, from_tensors=from_tensors))
         notes = target.notes
         if sized.found.fits and not sized.found.fits_safely:
             notes = (*notes, sized.found.reason)
@@ -256,6 +280,33 @@ def name_of(target: Target, facts: Facts) -> str:
     if isinstance(place, Copy):
         return f"{place.repo}@{place.commit}"
     return hashlib.sha256(json.dumps(facts_to_json(facts), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _basis(sized: Sized, *, from_tensors: bool) -> str:
+    return "measured" if sized.measured else "tensors" if from_tensors else "config"
+
+
+def _with_sizes(spec: ModelSpec, sizing: Sizing) -> ModelSpec:
+    """The file as if it said what was decided where it leaves something open."""
+    engine = {
+        "max_model_len": sizing.max_model_len,
+        "max_num_seqs": sizing.max_num_seqs,
+        "max_num_batched_tokens": sizing.max_num_batched_tokens,
+        "gpu_memory_utilization": sizing.gpu_memory_utilization,
+        "kv_cache_memory_gib": sizing.kv_cache_memory_bytes and sizing.kv_cache_memory_bytes / GIB,
+    }
+    resources = {
+        "tensor_parallel": sizing.tensor_parallel_size,
+        "pipeline_parallel": sizing.pipeline_parallel_size,
+    }
+    return spec.model_copy(
+        update={
+            "engine": spec.engine.model_copy(update={n: size for n, size in engine.items() if size}),
+            "resources": spec.resources.model_copy(
+                update={name: size for name, size in resources.items() if size}
+            ),
+        }
+    )
 
 
 def _is_held(target: Target) -> bool:

@@ -15,6 +15,7 @@ from reconciler.core.fit.facts import Facts, FactsState, Place
 from reconciler.core.fit.gpus import GIB
 from reconciler.core.fit.measured import Key
 from reconciler.core.fitting import Cluster, Fitter, name_of
+from reconciler.core.memory_plan import footprint_of
 from reconciler.core.plan import Action, Do, HeldKind, Plan
 from reconciler.core.planner import make_plan
 from reconciler.core.render import Renderer
@@ -175,11 +176,49 @@ def test_a_version_that_runs_keeps_its_sizes_whatever_changes_around_it() -> Non
     assert world.plan(desired).converged
 
 
-def test_its_facts_are_not_even_asked_for() -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        "", "engine: {kv_cache_memory_gib: 4}\n", "engine: {gpu_memory_utilization: 0.5, max_model_len: 4096}\n",
+        "resources: {tensor_parallel: 2}\n",
+    ],
+)  # fmt: skip
+def test_of_a_version_that_runs_is_known_what_it_takes(more: str) -> None:
+    world, desired = World(), read(a=SMALL + more)
+    assert world.fitter.places(desired) == {"/w/small"}
+    before = world.start(desired, "a")
+    world.nodes = (box(80, 2), box(24, 1, name="other"))
+    after = world.fit(desired).targets["a"]
+    assert after.fit is not None
+    assert before.fit is not None
+    assert after.application == before.application
+    assert after.fit.sized.found == before.fit.sized.found
+    assert footprint_of(after) == footprint_of(before)
+    assert not after.fit.misfit
+    assert world.fit(desired).targets["a"] is after
+    # One of whom nothing can be told runs on all the same.
+    world.facts = {}
+    assert world.fit(desired).targets["a"].fit is None
+    assert world.plan(desired).converged
+
+
+def test_it_has_the_numbers_that_were_measured_when_it_started() -> None:
     world, desired = World(), read(a=SMALL)
-    assert world.fitter.places(desired, world.cluster) == {"/w/small"}
     world.start(desired, "a")
-    assert world.fitter.places(desired, world.cluster) == frozenset()
+    world.measurements.weights, world.measurements.measured_at = 15 * GIB, 1
+    fit = world.fit(desired).targets["a"].fit
+    assert fit is not None
+    assert (fit.basis, fit.sized.found.weights.expected) == ("measured", 15 * GIB)
+
+
+def test_an_idle_model_goes_to_sleep_where_main_memory_has_room_for_its_weights() -> None:
+    file = SMALL_SOURCE + "lifecycle: {policy: on_demand, sleep_after: 1m, idle_timeout: 1h}\n"
+    world, desired = World(), read(a=file)
+    name = world.start(desired, "a").application
+    idle: Json = {"in_flight": {}, "idle_seconds": {name: 90.0}, "up_seconds": {name: 600.0}}
+    plan = world.plan(desired, seen={**idle, "sleep_left": 40 * GIB})
+    assert [change.action for change in plan.changes] == [Action.SLEEP]
+    assert world.plan(desired, seen={**idle, "sleep_left": 20 * GIB}).converged
 
 
 def test_a_file_that_leaves_open_what_it_said_is_decided_anew() -> None:
