@@ -137,7 +137,7 @@ class Loop:
         resolutions = {**resolutions, **self._rollbacks.resolutions(wanted_in(parsed))}
         read = self._compile(snapshot, parsed, resolutions)
         cluster = await self._observer.cluster()
-        places = self._fitter.places(read, cluster)
+        places = self._fitter.places(read)
         facts = await self._facts.look(places, patience=patience)
         # A hundred new models take seconds to weigh; the activator answers meanwhile.
         desired = await asyncio.to_thread(self._fitter.fitted, read, cluster, facts)
