@@ -44,8 +44,8 @@ class _Request:
     reply: Reply
 
 
-async def _no_command(verb: str, _model: str) -> str | None:
-    return f"{verb} is not available here"
+async def _no_command(verb: str, _model: str) -> None:
+    raise errors.command_refused(f"{verb} is not available here")
 
 
 class Activator:
@@ -53,14 +53,14 @@ class Activator:
 
     Attributes:
         wake: Called when a model gets its first waiting request, and when its last one leaves unserved.
-        command: Called with `load` or `unload` and a model's own name; returns None when that is accepted, else
-            why it is not.
+        command: Called with `load` or `unload` and a model's own name; raises a `Refusal` where that is not
+            accepted.
     """
 
     def __init__(
         self, serve_url: str, *, max_body_bytes: int = 64 << 20, keys: Callable[[], KeyRing] = KeyRing
     ) -> None:
-        """Make the application; `start` opens its connections.
+        """Make the application; `start` has it ready to proxy.
 
         Args:
             serve_url: Serve's HTTP address; a model is reached at `<serve_url>/<application><path>`.
@@ -69,7 +69,7 @@ class Activator:
                 refuses every request.
         """
         self.wake: Callable[[], None] = lambda: None
-        self.command: Callable[[str, str], Awaitable[str | None]] = _no_command
+        self.command: Callable[[str, str], Awaitable[None]] = _no_command
         self._admission = Admission(self._wake)
         self._max_body_bytes = max_body_bytes
         self._upstream = Upstream(serve_url)
@@ -124,11 +124,11 @@ class Activator:
         self._admission.stop()
 
     async def start(self) -> None:
-        """Open the connection pool."""
+        """Be ready to proxy."""
         await self._upstream.start()
 
     async def close(self) -> None:
-        """Let go of what waits, and close the connection pool, and with it what is under way."""
+        """Let go of what waits, and close every connection to a model, and with it what is under way."""
         self.stop_holding()
         await self._upstream.close()
 
@@ -188,9 +188,7 @@ class Activator:
         body.close()
         # The body may have taken its time.
         self._guard.check_operator(request.headers)
-        reason = await self.command(verb, _entry(self.directory, body.model).name)
-        if reason is not None:
-            raise errors.command_refused(reason)
+        await self.command(verb, _entry(self.directory, body.model).name)
         await request.reply.json(200, json.dumps({"success": True}).encode())
 
     async def _infer(self, request: _Request, caller: Caller) -> None:

@@ -10,6 +10,7 @@ _LONGEST_NAME_SHOWN = 200
 _UPSTREAM_RETRY_AFTER = 2.0
 _STARTING_RETRY_AFTER = 2.0
 _KEYS_RETRY_AFTER = 5.0
+_INTERNAL, _UNAVAILABLE = 500, 503
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
@@ -127,8 +128,12 @@ def stopping() -> Refusal:
     )
 
 
-def command_refused(reason: str) -> Refusal:
-    """A model cannot be loaded or unloaded by hand."""
+def command_refused(reason: str, status: int = 400) -> Refusal:
+    """A model cannot be loaded or unloaded by hand; a status from 500 on says that the request is not to blame."""
+    if status == _UNAVAILABLE:
+        return _unavailable(reason, code="starting", seconds=_STARTING_RETRY_AFTER)
+    if status >= _INTERNAL:
+        return Refusal(status, reason, code="internal_error", kind=SERVER_ERROR)
     return Refusal(400, reason, code="command_refused", param="model")
 
 

@@ -13,9 +13,6 @@ from reconciler.activator.reply import Reply
 from reconciler.host.log import get_logger
 
 _CONNECT_SECONDS = 5.0
-# Shorter than the keep-alive of any server we meet (uvicorn's 5 s is the least): a connection that the other end
-# closes just as we reuse it loses a POST, which may not be sent twice.
-_KEEP_ALIVE_SECONDS = 4.0
 _PAUSE_BEFORE_RETRY = 0.2
 # What the client did not send is not made up on its behalf.
 _NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
@@ -59,10 +56,13 @@ class Upstream:
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
-        """Open the pool of connections; needs a running event loop."""
+        """Be ready for requests; needs a running event loop."""
         self._session = aiohttp.ClientSession(
             # No limit and no total timeout: a generation takes what it takes, and Serve bounds what runs at once.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
+            # Each request has a connection of its own, as with the edge: Serve's HAProxy reloads whenever a model
+            # comes or goes, and the worker at the other end of an older connection knows nothing of newer models.
+            # Also, a connection that is closed just as it is used again loses a POST, which may not be sent twice.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
             auto_decompress=False,
             # One client's cookies are not another's.

@@ -99,6 +99,8 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=96)]
 Duration = Annotated[
     str, AfterValidator(_check_duration), Field(pattern=DURATION_PATTERN, examples=["15m", "1h30m"])
 ]
+LONGEST_WAIT_SECONDS = 4 * 3600.0
+"""An hour less than `timeout server` of what is held, in templates/edge.cfg.j2: the answer may be silent too."""
 _AutoTag = Annotated[Literal["auto"], Tag("auto")]
 ParallelSize = Annotated[Annotated[int, Field(ge=1, le=1024), Tag("number")] | _AutoTag, Discriminator(_kind)]
 Count = Annotated[Annotated[int, Field(ge=1, le=100_000_000), Tag("number")] | _AutoTag, Discriminator(_kind)]
@@ -341,13 +343,20 @@ class Lifecycle(_Section):
     max_waiting: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """How many requests may wait for the model to come up; further ones are refused at once."""
     wait_timeout: Duration = "20m"
-    """How long a request may wait for the model to come up."""
+    """How long a request may wait for the model to come up; 4h at most."""
     schedule: Annotated[tuple[Schedule, ...], Field(max_length=50)] = ()
     """Windows in which the model is pinned."""
     group: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)] | None = None
     """Models of one group are never up together."""
     heal: Literal["on", "off"] = "on"
     """off: drift is reported, not repaired."""
+
+    @field_validator("wait_timeout")
+    @classmethod
+    def _as_the_edge_waits(cls, text: str) -> str:
+        if parse_duration(text) > LONGEST_WAIT_SECONDS:
+            raise ValueError(f"{text} is more than 4h, the longest that the front door lets a request wait")
+        return text
 
     @model_validator(mode="after")
     def _asleep_before_gone(self) -> Self:

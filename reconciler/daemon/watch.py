@@ -15,6 +15,7 @@ from reconciler.daemon.measures import Measures
 from reconciler.host.event_feed import EventFeed
 from reconciler.host.log import get_logger
 from reconciler.host.notify import Heartbeat, Notifier
+from reconciler.host.open_files import raise_limit
 from reconciler.host.settings import Settings
 from reconciler.loop.assemble import Parts, assembled
 from reconciler.loop.by_hand import ByHand
@@ -50,6 +51,7 @@ async def watch(settings: Settings, options: Options, feed: EventFeed) -> None:
         options: What bears on plans.
         feed: The events of the log, for who listens.
     """
+    raise_limit()
     stop = asyncio.Event()
     running = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -190,7 +192,13 @@ def _poll(parts: Parts, settings: Settings, scheduler: AsyncIOScheduler) -> Poll
     git = parts.source
     if not isinstance(git, GitSource):
         return None
-    polling = Polling(git.fetch, parts.loop.wake, lambda: git.unreachable, interval=settings.git_interval)
+    polling = Polling(
+        git.fetch,
+        parts.loop.wake,
+        lambda: git.unreachable,
+        interval=settings.git_interval,
+        forgive=git.forget_refusal,
+    )
     polling.add_to(scheduler)
     return polling
 

@@ -36,6 +36,12 @@ _REPLIES = {
     "internal_error": _Reply(
         "500 Internal Server Error", "server_error", "The front door failed on this request."
     ),
+    "queue_full": _Reply(
+        "503 Service Unavailable",
+        "server_error",
+        "Too many requests wait for models, or are sent on by the reconciler. Try again.",
+        retry=True,
+    ),
     "model_unavailable": _Reply(
         "503 Service Unavailable",
         "server_error",

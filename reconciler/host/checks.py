@@ -17,6 +17,7 @@ import pynvml
 
 from reconciler.core.devices import Reading
 from reconciler.core.findings import Finding, Level
+from reconciler.host import open_files
 
 _GIB = 2**30
 _PYTHONS = ((3, 11), (3, 12))
@@ -229,25 +230,30 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> Finding:  # noqa: S108 -- 
 
 
 def limits(
-    files: int | None = None, *, inotify: Path = Path("/proc/sys/fs/inotify"), watches_models: bool
+    files: tuple[int, int] | None = None, *, inotify: Path = Path("/proc/sys/fs/inotify"), watches_models: bool
 ) -> list[Finding]:
     """Limits of open files, and of watched folders.
 
     Args:
-        files: How many a process may have open; None to ask for the hard limit, which Ray raises its own to.
+        files: How many a process may have open at first, and how many it may allow itself, below 0 any number;
+            None to ask. The reconciler and Ray raise their own limit, HAProxy as far as it needs.
         inotify: Where the kernel tells its limits.
         watches_models: Model files are in a folder, which is watched.
     """
-    count = resource.getrlimit(resource.RLIMIT_NOFILE)[1] if files is None else files
-    found = [Finding("open files", Level.OK, f"up to {'any number' if count < 0 else count}")]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE) if files is None else files
+    count = open_files.raised(soft, hard)
+    shown = f"the reconciler may have {'any number' if count < 0 else count} open"
+    if count != soft:
+        shown += f", to which it raises its limit of {soft}"
+    found = [Finding("open files", Level.OK, shown)]
     if 0 <= count < _LEAST_FILES:
         found = [
             Finding(
                 "open files",
                 Level.WARNING,
-                f"a process may have {count} open",
-                "Ray and HAProxy need one for each connection; under load they are refused.",
-                "The units set it. By hand: ulimit -n 1048576; LXC and Docker have limits of their own.",
+                f"{shown}; that is the hard limit",
+                "Ray, HAProxy and the reconciler need one or two for each connection; further ones are refused.",
+                "The units set it. By hand, as root: ulimit -Hn 1048576; LXC and Docker have limits of their own.",
             )
         ]
     few = [

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from reconciler.activator import errors
 from reconciler.activator.directory import Directory
 from reconciler.core.overrides import Kind, OverrideError, in_words
 from reconciler.core.spec import Policy
@@ -96,21 +97,20 @@ class ByHand:
         text = in_words(given, policy, max(now, given.since))
         return Given(target.model, kind, given.since, given.until, text)
 
-    async def command(self, verb: str, model: str) -> str | None:
+    async def command(self, verb: str, model: str) -> None:
         """For the front door: load or unload a model.
 
         Args:
             verb: `load` or `unload`.
             model: Its name, or an alias or adapter of it.
 
-        Returns:
-            None where it is accepted, else the reason why not.
+        Raises:
+            Refusal: It is not carried out. Whether to try again is in its status.
         """
         try:
             self.give(Kind(verb), model, None)
         except CommandRefusedError as refused:
-            return str(refused)
-        return None
+            raise errors.command_refused(str(refused), refused.status) from refused
 
     def models(self) -> dict[str, Any]:
         """Where each model stands, and what holds for it by hand.

@@ -7,7 +7,7 @@ from reconciler.activator.directory import Directory, Entry, ModelState
 from reconciler.core.desired import Desired
 from reconciler.core.plan import Action, Do, Plan, Step
 from reconciler.core.spec import parse_duration
-from reconciler.core.state import Observed, Status
+from reconciler.core.state import Application, Observed, Status
 from reconciler.core.target import Target
 from reconciler.core.weights import in_words
 
@@ -15,6 +15,8 @@ _COMING = frozenset(
     {Do.FETCH, Do.WAKE, Do.START, Do.AWAIT, Do.PROBE, Do.ROUTE, Do.KEEP_PREVIOUS, Do.UNROUTE, Do.DRAIN}
 )
 _GOING = frozenset({Do.UNROUTE, Do.DRAIN, Do.REMOVE})
+_SILENT = frozenset({"STARTING", "STOPPING"})
+"""States in which a replica does not answer. One that is RECOVERING, after Serve's controller ended, does."""
 _RETRY_FAILED_SECONDS = 60.0
 
 
@@ -92,7 +94,7 @@ def _undeclared(model: str, view: _View, created: int) -> Entry:
     application, held = view.next_route(model), view.held.get(model)
     state, reason = ModelState.LOADING, held.reason if held is not None else "its file cannot be read now"
     if application is not None:
-        state, reason = ModelState.LOADED, ""
+        state, reason = _state_of(view.observed.applications.get(application))
     elif model in view.going:
         state, reason = ModelState.UNLOADING, "it is not declared any more"
     return Entry(
@@ -114,7 +116,8 @@ def _with_state(entry: Entry, target: Target, view: _View) -> Entry:
     application = view.next_route(model)
     app = observed.applications.get(application or "")
     if app is not None and app.status is not Status.DELETING:
-        return replace(entry, state=ModelState.LOADED, application=application, reason="")
+        state, reason = _state_of(app)
+        return replace(entry, state=state, application=application, reason=reason)
     wait = _expected_wait(target, observed)
     others = [step for step in view.steps.get(model, ()) if step.application != target.application]
     back = [step for step in others if step.do in _COMING]
@@ -150,6 +153,16 @@ def _with_state(entry: Entry, target: Target, view: _View) -> Entry:
             expected_wait=None if model in view.sleepers else _whole_load(target, observed),
         )
     return replace(entry, state=ModelState.LOADING, reason=words or steps[0].why, holds=True, expected_wait=wait)
+
+
+def _state_of(app: Application | None) -> tuple[ModelState, str]:
+    """Where a model that has the traffic stands, and why it does not answer if it does not."""
+    if app is None or app.status is Status.RUNNING or any(each.state not in _SILENT for each in app.replicas):
+        return ModelState.LOADED, ""
+    why = f": {app.failure}" if app.failure else ""
+    if app.status is Status.DEPLOY_FAILED:
+        return ModelState.FAILED, f"no engine of it runs, and Ray Serve gave it up{why}"
+    return ModelState.LOADING, f"no engine of it runs; Ray Serve starts it again{why}"
 
 
 def _resting_state(model: str, view: _View, steps: Iterable[Step]) -> ModelState:

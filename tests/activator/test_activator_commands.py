@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from activator_stack import MODELS, Stack, stack
 
+from reconciler.activator import errors
 from reconciler.activator.directory import Directory
 
 
@@ -17,9 +18,10 @@ async def test_load_and_unload() -> None:
     async with stack() as s:
         commands = []
 
-        async def command(verb: str, model: str) -> str | None:
+        async def command(verb: str, model: str) -> None:
             commands.append((verb, model))
-            return None if model != "broken" else "it failed a minute ago: out of memory"
+            if model == "broken":
+                raise errors.command_refused("it failed a minute ago: out of memory")
 
         s.activator.command = command
         assert await post(s, "load", {"model": "org/cold-model"}) == (200, {"success": True})
@@ -33,6 +35,25 @@ async def test_load_and_unload() -> None:
         assert "Did you mean: 'qwen'" in body["error"]["message"]
         assert (await post(s, "load", {}))[1]["error"]["code"] == "invalid_model"
         assert len(commands) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "after"),
+    [(503, "starting", "server_error", "2"), (500, "internal_error", "server_error", None)],
+)
+async def test_an_order_that_fails_through_no_fault_of_its_own_says_so(
+    status: int, code: str, kind: str, after: str | None
+) -> None:
+    async with stack() as s:
+
+        async def command(_verb: str, _model: str) -> None:
+            raise errors.command_refused("not now", status)
+
+        s.activator.command = command
+        async with s.http.post(f"{s.url}/models/load", json={"model": "qwen"}) as answer:
+            error = (await answer.json())["error"]
+            assert (answer.status, answer.headers.get("retry-after")) == (status, after)
+        assert (error["code"], error["type"], error["message"]) == (code, kind, "not now")
 
 
 @pytest.mark.parametrize("verb", ["load", "unload"])

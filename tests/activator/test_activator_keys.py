@@ -239,9 +239,8 @@ async def test_loading_by_hand_needs_an_admin_once_there_is_any_key() -> None:
     held = Held(KeyRing())
     commands = []
 
-    async def command(verb: str, model: str) -> str | None:
+    async def command(verb: str, model: str) -> None:
         commands.append((verb, model))
-        return None
 
     async with stack(keys=held) as s:
         s.activator.command = command
@@ -270,9 +269,8 @@ async def test_an_admin_who_is_revoked_while_the_body_arrives_loads_nothing() ->
     held = Held()
     commands = []
 
-    async def command(verb: str, model: str) -> str | None:
+    async def command(verb: str, model: str) -> None:
         commands.append((verb, model))
-        return None
 
     async with stack(keys=held) as s:
         s.activator.command = command

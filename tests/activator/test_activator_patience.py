@@ -39,6 +39,11 @@ CHAT = "/v1/chat/completions"
             for text in ("nan", "inf", "-5", "0", "1e3", "1_0", "", "x")
         ],
         ([("x-stainless-read-timeout", "1e999")], None),
+        ([("x-stainless-timeout", "600")], 599.0),
+        ([("x-stainless-timeout", "2"), ("x-stainless-read-timeout", "600")], 1.8),
+        ([("x-stainless-timeout", "20"), ("prefer", "wait=3")], 3.0),
+        ([("x-stainless-timeout", "0")], None),
+        ([("x-stainless-timeout", "NaN")], None),
         ([("x-stainless-read-timeout", "100000000")], None),
     ],
 )
@@ -49,11 +54,15 @@ def test_what_is_heard(headers: list[tuple[str, str]], patience: float | None) -
 
 
 def test_a_stream_does_not_run_into_a_read_timeout() -> None:
-    raw = [(b"x-stainless-read-timeout", b"2"), (b"prefer", b"wait=9")]
+    raw = [(b"x-stainless-read-timeout", b"2"), (b"x-stainless-timeout", b"2"), (b"prefer", b"wait=9")]
     assert stated(raw, streams=True) == 9.0
 
 
-@given(st.sampled_from(["prefer", "x-stainless-read-timeout"]), st.binary(max_size=200), st.booleans())
+@given(
+    st.sampled_from(["prefer", "x-stainless-read-timeout", "x-stainless-timeout"]),
+    st.binary(max_size=200),
+    st.booleans(),
+)
 def test_whatever_is_sent_is_a_sensible_number_or_nothing(name: str, value: bytes, streams: bool) -> None:
     for raw in ([(name.encode(), value)], [(name.encode(), b"wait=" + value)]):
         patience = stated(raw, streams=streams)

@@ -18,6 +18,7 @@ from starlette.types import Message
 from yarl import URL
 
 from reconciler.activator.directory import Directory, Entry, ModelState
+from reconciler.activator.server import listen_tcp
 
 CHAT = "/v1/chat/completions"
 
@@ -397,3 +398,44 @@ async def test_listing_with_the_openai_client() -> None:
         async with s.http.head(f"{s.url}/v1/models") as response:
             assert (response.status, await response.read()) == (200, b"")
         assert s.upstream.seen == []
+
+
+async def test_a_worker_that_was_replaced_gets_no_more_requests() -> None:
+    """Serve's HAProxy after a reload: the old worker answers on its connections, and knows no newer model."""
+
+    async def old(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        known = request.path.startswith("/old-app/")
+        return web.Response(text="old", status=200 if known else 404)
+
+    async def new(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        return web.Response(text="new")
+
+    runners, listeners = [], []
+    for handler in (old, new):
+        app = web.Application()
+        app.router.add_route("*", "/{tail:.*}", handler)
+        runners.append(web.AppRunner(app, shutdown_timeout=0.1))
+        await runners[-1].setup()
+    listeners.append(listen_tcp("127.0.0.1", 0))
+    port = listeners[0].getsockname()[1]
+    entries = [Entry("a", ModelState.LOADED, "old-app"), Entry("b", ModelState.LOADED, "new-app")]
+    async with stack(directory=Directory(entries), serve_url=f"http://127.0.0.1:{port}") as s:
+
+        async def ask(model: str) -> tuple[int, str]:
+            async with s.http.post(s.url + CHAT, json={"model": model}) as answer:
+                return answer.status, await answer.text()
+
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(runners[0].server, sock=listeners[0])  # type: ignore[arg-type]
+            assert await asyncio.gather(*(ask("a") for _ in range(5))) == [(200, "old")] * 5
+            # It takes no new connections, and keeps those that it has.
+            server.close()
+            listeners.append(listen_tcp("127.0.0.1", port))
+            await web.SockSite(runners[1], listeners[1]).start()
+            assert await asyncio.gather(*(ask("b") for _ in range(5))) == [(200, "new")] * 5
+        finally:
+            for runner in runners:
+                await runner.cleanup()

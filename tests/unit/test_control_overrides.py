@@ -22,6 +22,7 @@ from starlette.applications import Starlette
 from structlog.testing import capture_logs
 
 from reconciler.activator.directory import Directory, Entry, ModelState
+from reconciler.activator.errors import Refusal
 from reconciler.activator.server import serve_unix
 from reconciler.cli import residency
 from reconciler.core.desired import Snapshot, compile_desired
@@ -262,14 +263,33 @@ async def test_states_are_those_of_the_last_look_with_what_holds_by_hand(world: 
     assert found["base"].by_hand is None
 
 
-async def test_the_front_door_gives_commands_in_process(world: World) -> None:
-    assert "first look" in (await world.by_hand.command("load", "qwen") or "")
+async def test_the_front_door_gives_commands_in_process(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(verb: str, model: str) -> Refusal:
+        with pytest.raises(Refusal) as caught:
+            await world.by_hand.command(verb, model)
+        return caught.value
+
+    early = await refused("load", "qwen")
+    assert (early.status, early.code, early.headers) == (503, "starting", {"retry-after": "2"})
+    assert "first look" in str(early)
     world.look(UNLOADED)
-    assert await world.by_hand.command("load", "chat") is None
+    await world.by_hand.command("load", "chat")
     kept = world.overrides.active()["qwen"]
     assert (kept.kind, kept.until) == (Kind.LOAD, None)
-    assert "pinned by its file" in (await world.by_hand.command("unload", "base") or "")
-    assert "no valid model file declares 'nobody'" in (await world.by_hand.command("load", "nobody") or "")
+    for verb, model, reason in (
+        ("unload", "base", "pinned by its file"),
+        ("load", "nobody", "no valid model file declares 'nobody'"),
+    ):
+        late = await refused(verb, model)
+        assert (late.status, late.code) == (400, "command_refused")
+        assert reason in str(late)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(world.overrides, "give", full)
+    disk = await refused("load", "qwen")
+    assert (disk.status, disk.code) == (500, "internal_error")
 
 
 async def test_nobody_answers(tmp_path: Path) -> None:

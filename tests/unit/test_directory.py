@@ -1,13 +1,17 @@
 """What clients and `reconcile status` are told of a model whose weights are still on their way."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from reconciler.activator.directory import ModelState
+import pytest
+
+from reconciler.activator.directory import Entry, ModelState
 from reconciler.core.desired import Snapshot, compile_desired, wanted_in
 from reconciler.core.parse import parse_all
+from reconciler.core.plan import Plan
 from reconciler.core.planner import make_plan
 from reconciler.core.render import Renderer
-from reconciler.core.state import Observed
+from reconciler.core.state import Application, Observed, Replica, Status
 from reconciler.core.target import Platform
 from reconciler.core.weights import Copy, CopyState, Phase, Resolution
 from reconciler.loop.directory import build_directory
@@ -45,3 +49,46 @@ def test_while_nobody_knows_how_much_there_is_nothing_is_made_up() -> None:
 def test_a_download_that_failed_is_a_failed_model_with_the_reason() -> None:
     state = CopyState(Phase.FAILED, reason="o/m is gated", retry_at=9.0)
     assert entry_of(state) == (ModelState.FAILED, "missing weights: o/m is gated")
+
+
+def routed(status: Status, *states: str, failure: str = "") -> Entry:
+    files = {"models.d/m.yaml": b"source: {repo: o/m}\nlifecycle: {policy: pinned}\n"}
+    renderer = Renderer(TEMPLATE, Platform(hub_cache="/cache"))
+    resolutions = dict.fromkeys(wanted_in(parse_all(files)), Resolution(COMMIT))
+    desired = compile_desired(Snapshot("r", files, "/m"), renderer, resolutions)
+    target = desired.targets["m"]
+    replicas = tuple(Replica(str(number), state) for number, state in enumerate(states))
+    app = Application(
+        target.application, status, target.config, "m", failure=failure, message=failure, replicas=replicas
+    )
+    observed = Observed(applications={app.name: app}, routes={"m": app.name})
+    plan = make_plan(desired, observed)
+    found = build_directory(desired, observed, plan, created=0).find("m")
+    # The same model once its file is gone or invalid, as long as it has its traffic.
+    other = build_directory(replace(desired, targets={}), observed, Plan(), created=0).find("m")
+    assert found is not None
+    assert other is not None
+    assert (found.application, other.application) == (app.name, app.name)
+    assert (found.state, found.reason) == (other.state, other.reason)
+    return found
+
+
+@pytest.mark.parametrize("states", [(), ("STARTING",), ("STOPPING", "STARTING")])
+def test_a_model_whose_engine_ended_is_not_called_loaded(states: tuple[str, ...]) -> None:
+    found = routed(Status.UNHEALTHY, *states)
+    assert (found.state, found.reason) == (ModelState.LOADING, "no engine of it runs; Ray Serve starts it again")
+    found = routed(Status.UNHEALTHY, *states, failure="CUDA out of memory")
+    assert found.reason == "no engine of it runs; Ray Serve starts it again: CUDA out of memory"
+
+
+@pytest.mark.parametrize(
+    ("status", "states"),
+    [
+        (Status.RUNNING, ("RUNNING",)),
+        (Status.UNHEALTHY, ("STARTING", "RUNNING")),
+        (Status.DEPLOYING, ("RECOVERING",)),
+    ],
+)
+def test_one_that_still_has_an_engine_is(status: Status, states: tuple[str, ...]) -> None:
+    found = routed(status, *states)
+    assert (found.state, found.reason) == (ModelState.LOADED, "")

@@ -208,10 +208,32 @@ def test_disk_and_limits(tmp_path: Path) -> None:
     assert checks.shared_memory(tmp_path / "none").level is Level.WARNING
     (tmp_path / "max_user_watches").write_text("100\n")
     (tmp_path / "max_user_instances").write_text("128\n")
-    levels = [each.level for each in checks.limits(1024, inotify=tmp_path, watches_models=True)]
+    levels = [each.level for each in checks.limits((1024, 1024), inotify=tmp_path, watches_models=True)]
     assert levels == [Level.WARNING, Level.WARNING]
-    levels = [each.level for each in checks.limits(-1, inotify=tmp_path, watches_models=False)]
+    levels = [each.level for each in checks.limits((-1, -1), inotify=tmp_path, watches_models=False)]
     assert levels == [Level.OK]
+
+
+@pytest.mark.parametrize(
+    ("files", "level", "shown"),
+    [
+        ((1024, 65_536), Level.OK, "the reconciler may have 65536 open, to which it raises its limit of 1024"),
+        ((65_536, 65_536), Level.OK, "the reconciler may have 65536 open"),
+        ((-1, -1), Level.OK, "the reconciler may have any number open"),
+        ((1024, -1), Level.OK, "the reconciler may have 1048576 open, to which it raises its limit of 1024"),
+        (
+            (1024, 4096),
+            Level.WARNING,
+            "the reconciler may have 4096 open, to which it raises its limit of 1024; that is the hard limit",
+        ),
+        ((4096, 4096), Level.WARNING, "the reconciler may have 4096 open; that is the hard limit"),
+    ],
+)
+def test_the_limit_of_open_files_is_the_one_that_will_hold(
+    files: tuple[int, int], level: Level, shown: str
+) -> None:
+    (found,) = checks.limits(files, watches_models=False)
+    assert (found.level, found.what) == (level, shown)
 
 
 def test_a_secret_that_others_may_read(tmp_path: Path) -> None:

@@ -317,3 +317,10 @@ def test_what_looks_like_a_secret_is_not_taken_where_many_can_read_it(line: str,
     assert "token or a password" in problem.message
     assert "hf_abc" not in str(problem)
     assert "me:secret" not in str(problem)
+
+
+def test_a_request_waits_no_longer_than_the_front_door_lets_it() -> None:
+    assert parsed(SOURCE + "lifecycle: {wait_timeout: 4h}\n").spec.lifecycle.wait_timeout == "4h"
+    (found,) = lines(SOURCE + "lifecycle:\n  wait_timeout: 4h1s\n")
+    words = "4h1s is more than 4h, the longest that the front door lets a request wait"
+    assert found == f"m.yaml:3:17: lifecycle.wait_timeout: {words}"
