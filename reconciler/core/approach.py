@@ -13,6 +13,7 @@ Because every step is read off the observed state, a reconciler that was killed 
 from dataclasses import replace
 
 from reconciler.core.application import demand_of, with_in_place
+from reconciler.core.backoff import is_due
 from reconciler.core.diff import Effect, field_changes, in_place_changes
 from reconciler.core.drift import Deed
 from reconciler.core.overrides import Kind
@@ -58,7 +59,7 @@ def rest(turn: Turn, target: Target, want: Want) -> None:
     failure = failure_of(turn.observed.failures, target.model, target.application, target.basis)
     if failure is not None:
         held = _held_failed(turn, target, failure, [])
-        retry_at = held.retry_at if turn.observed.now < failure.retry_at else None
+        retry_at = None if is_due(failure.at, failure.retry_at, turn.observed.now) else held.retry_at
         turn.held.append(replace(held, retry_at=retry_at, on_request=want.on_request))
         return
     if target.waits:
@@ -332,7 +333,7 @@ def _way_back(turn: Turn, model: str) -> Json | None:
     if record is None or record.previous is None:
         return None
     failure = turn.observed.failures.get(record.previous["name"])
-    if failure is not None and turn.observed.now < failure.retry_at:
+    if failure is not None and not is_due(failure.at, failure.retry_at, turn.observed.now):
         return None
     leaving = turn.leaving | {app.name for app in turn.observed.of_model(model)}
     return record.previous if turn.fits_without(demand_of(record.previous), leaving) else None
@@ -356,7 +357,8 @@ def _may_retry(turn: Turn, target: Target, failure: Failure, live: list[Applicat
         return True
     if not live and _way_back(turn, target.model) is not None:
         return False  # The version that made way comes back first.
-    return turn.observed.now >= failure.retry_at and not _would_displace(turn, target, live)
+    is_time = is_due(failure.at, failure.retry_at, turn.observed.now)
+    return is_time and not _would_displace(turn, target, live)
 
 
 def _would_displace(turn: Turn, target: Target, live: list[Application]) -> bool:

@@ -28,6 +28,8 @@ from reconciler.core.waiting_for_weights import downloads_of
 from reconciler.core.want import Want, Wish
 
 _ORDER = (Wish.UP, Wish.STAY, Wish.SLEEP, Wish.REST)
+BUILD_SECONDS = 600.0
+"""For so long nobody disturbs a build. Ray gives up on a `runtime_env` after as long: what takes longer hangs."""
 
 
 def make_plan(desired: Desired, observed: Observed, options: Options | None = None) -> Plan:
@@ -396,10 +398,15 @@ def _applications(turn: Turn) -> dict[str, dict[str, object]] | None:
     }
     if turn.keep == actual:
         return None
-    building = next((app for app in applications if app.building), None)
+    building = next((app for app in applications if _must_be_built(turn, app)), None)
     if building is not None:
-        # A PUT would cancel and restart the build.
         why = f"waits until Ray Serve has built {building.name}"
         turn.steps.append(Step(Do.AWAIT, building.model or "", building.name, why))
         return None
     return dict(turn.keep)
+
+
+def _must_be_built(turn: Turn, app: Application) -> bool:
+    # A PUT would cancel and restart the builds of what it names. What it leaves out goes, and it never names what
+    # was made with `serve.run`.
+    return app.building and app.name in turn.keep and turn.observed.ages.get(app.name, 0.0) <= BUILD_SECONDS

@@ -39,9 +39,9 @@ def finished(turn: Turn, target: Target) -> str:
     if turn.routed(target.model) == target.application:
         return "it is loaded"
     failure = turn.observed.failures.get(target.application)
-    # A load that was asked for in the future: the clock was set back since.
-    late = override.since > turn.observed.now
-    return "the load failed" if failure is not None and (failure.at > override.since or late) else ""
+    if failure is not None and _is_later(failure.at, override.since, turn.observed.now):
+        return "the load failed"
+    return ""
 
 
 def last_serving(turn: Turn, model: str) -> Application | None:
@@ -54,6 +54,22 @@ def last_serving(turn: Turn, model: str) -> Application | None:
     recorded = record.application if record is not None else ""
     had_traffic = (app for app in live if app.name in (routed, recorded) or app.name in up or app.name in slept)
     return min(had_traffic, key=lambda app: (app.name != routed, up.get(app.name, 0.0)), default=None)
+
+
+def pin_ends_in(turn: Turn, target: Target) -> float | None:
+    """Seconds until `target`'s model may leave that is kept up by hand; None where it has no such end."""
+    override, lifecycle = turn.observed.overrides.get(target.model), target.spec.lifecycle
+    if override is None or override.until is None or override.kind not in (Kind.PIN, Kind.LOAD):
+        return None
+    goes = lifecycle.policy is Policy.ON_DEMAND or override.leaves
+    if not goes or turn.suspension(target.model) is not None or _by_schedule(turn, target) is not None:
+        return None
+    return override.until - turn.observed.now
+
+
+def _is_later(at: float, since: float, now: float) -> bool:
+    # A time to come was noted before the clock was set back, any other one after that.
+    return at > since if (at > now) == (since > now) else since > now
 
 
 def _by_hand(turn: Turn, target: Target) -> Want | None:

@@ -20,7 +20,7 @@ from enum import Enum
 
 from reconciler.core.main_memory import PROCESSES, source_of
 from reconciler.core.memory_plan import memory_of
-from reconciler.core.residency import last_serving
+from reconciler.core.residency import last_serving, pin_ends_in
 from reconciler.core.spec import parse_duration
 from reconciler.core.state import Application, Status
 from reconciler.core.target import Target
@@ -73,6 +73,8 @@ def find_place(turn: Turn, target: Target, want: Want) -> tuple[Place, str]:
     Its own versions that are there count as gone: they make way for it.
     """
     place, why = _find(turn, target, want)
+    if place is Place.HERE and not turn.has_slot():
+        _take_slot(turn, target)
     if place is Place.QUEUED:
         turn.queue(target)
     return place, why
@@ -83,8 +85,8 @@ def _find(turn: Turn, target: Target, want: Want) -> tuple[Place, str]:
     mates = mates_of(turn, target)
     rivals = [model for model in mates if model in turn.live or model in turn.reserved]
     rivals = [model for model in rivals if model not in turn.sent_away]
-    elder = turn.in_the_way_of(target, gone | _names(turn, _movable(turn, target))) if turn.queue_of() else ""
-    if elder:
+    later = gone | _names(turn, _leaves_one_day(turn, target))
+    if elder := turn.in_the_way_of(target, later):
         return Place.QUEUED, f"queued behind {elder}"
     if not mates and turn.has_room(target):
         return Place.HERE, ""
@@ -99,17 +101,19 @@ def _find_by_sending_away(
     if reason := no_room_ever(turn, target):
         return Place.NEVER, reason
     free = [model for model in _movable(turn, target) if model not in turn.planned]
-    candidates = [each for model in free if (each := _candidate(turn, model, target, want)) is not None]
+    everyone = [each for model in free if (each := _candidate(turn, model, target, want)) is not None]
     slot = turn.has_slot(for_later=True)
     # Nobody is sent away for a model that then waits for another one's load; who leaves already makes room anyhow.
-    candidates = [each for each in candidates if slot or each.rank == 0]
+    candidates = [each for each in everyone if slot or each.rank == 0]
     chosen = _who_leaves(turn, target, candidates, gone, rivals)
     if chosen is None and not slot:
+        if _who_leaves(turn, target, everyone, gone, rivals) is not None:
+            _take_slot(turn, target)
         return Place.QUEUED, "queued behind another load"
     if chosen is None and _something_goes(turn):
         return Place.QUEUED, "waits until what is being deleted is gone"
     if chosen is None:
-        return Place.QUEUED, _in_use(rivals or _movable(turn, target) or [*turn.reserved])
+        return Place.QUEUED, _in_use(rivals or _leaves_one_day(turn, target) or [*turn.reserved])
     for each in chosen:
         turn.send_away(each.model, _why(target, each))
     return Place.SOON, f"waits until {', '.join(each.model for each in chosen) or 'what leaves'} made room"
@@ -124,7 +128,7 @@ def no_room_at_rest(turn: Turn, target: Target) -> str:
         return ""
     if target.spec.lifecycle.group is not None:
         return no_room_ever(turn, target)
-    key = (target.demand, turn.memory.of(target.config))
+    key = (target.demand, turn.memory.of(target.config), target.spec.lifecycle.wait_timeout)
     if key not in turn.no_room:
         turn.no_room[key] = no_room_ever(turn, target)
     return turn.no_room[key]
@@ -132,7 +136,8 @@ def no_room_at_rest(turn: Turn, target: Target) -> str:
 
 def no_room_ever(turn: Turn, target: Target) -> str:
     """Why `target` finds no room whoever leaves of those that may; empty where it may find some."""
-    evictable = {model for model, other in turn.wants.items() if model != target.model and not other.pinned}
+    others = turn.wants.keys() - {target.model}
+    evictable = {model for model in others if _may_leave_in_time(turn, model, target)}
     stuck = [
         model
         for model in mates_of(turn, target)
@@ -143,13 +148,13 @@ def no_room_ever(turn: Turn, target: Target) -> str:
     if turn.has_room(target) or _something_goes(turn):
         return ""
     gone = {*turn.leaving, *(app.name for app in turn.live.get(target.model, ()))}
-    if turn.could_have_room(target, gone | _names(turn, _movable(turn, target)), evictable):
+    if turn.could_have_room(target, gone | _names(turn, _leaves_one_day(turn, target)), evictable):
         return ""
     reason = _shortage(turn, target)
     pinned = sorted(
         model
         for model in turn.live.keys() | turn.reserved.keys()
-        if model != target.model and (model not in turn.wants or turn.wants[model].pinned)
+        if model != target.model and model not in evictable
     )
     return reason + (f"; {', '.join(pinned[:_MOST_WEIGHED])} may not leave" if pinned else "")
 
@@ -173,15 +178,44 @@ def mates_of(turn: Turn, target: Target) -> list[str]:
 
 
 def _movable(turn: Turn, target: Target) -> list[str]:
-    """Models that are there and may leave, now or later, and do not leave yet."""
+    """Models that are there and may be asked to leave, now or later, and do not leave yet."""
+    return [model for model in _leaves_one_day(turn, target) if not turn.wants[model].pinned]
+
+
+def _leaves_one_day(turn: Turn, target: Target) -> list[str]:
+    """The same, with those that are kept up by hand for so short a time that it can be waited for."""
     return [
         model
         for model in turn.live
         if model != target.model
         and model not in turn.sent_away
         and model in turn.wants
-        and not turn.wants[model].pinned
+        and _may_leave_in_time(turn, model, target)
     ]
+
+
+def _may_leave_in_time(turn: Turn, model: str, target: Target) -> bool:
+    """It is not pinned, or by hand only, to an end that a request for `target` lives to see."""
+    if not turn.wants[model].pinned:
+        return True
+    if turn.wants[target.model].wish is not Wish.REST and target.model not in turn.observed.waiting:
+        return False  # No request is asking, so nobody says for how long to wait.
+    ends_in = pin_ends_in(turn, turn.desired.targets[model])
+    return ends_in is not None and ends_in < parse_duration(target.spec.lifecycle.wait_timeout)
+
+
+def _take_slot(turn: Turn, target: Target) -> None:
+    """Have a load that nobody waits for any more give way to `target`, which finds all places for loads taken."""
+    for model, apps in turn.live.items():
+        want = turn.wants.get(model)
+        if want is None or want.wish is not Wish.STAY or want.pinned or last_serving(turn, model) is not None:
+            continue
+        loads = [app for app in apps if turn.takes_slot(app)]
+        # Who has left may be about to ask again.
+        unasked = all(turn.observed.idle_seconds.get(app.name, 0.0) >= IN_USE_SECONDS for app in loads)
+        if loads and unasked and model not in turn.sent_away and model not in turn.planned:
+            turn.send_away(model, f"nobody waits for it any more, and {target.model} waits for its place to load")
+            return
 
 
 def _names(turn: Turn, models: Iterable[str]) -> set[str]:

@@ -61,7 +61,7 @@ class Application:
         config: The configuration it was deployed from, verbatim; None when it was not deployed declaratively
             (such applications are not ours and survive every PUT) or is being deleted.
         model: The model it serves, when we deployed it; None for a foreign application.
-        building: Its build task runs: a PUT now would cancel and restart that build.
+        building: Its build task runs: a PUT that names it would cancel and restart that build.
         failure: Why a replica of it could not start, in one sentence; empty while none failed.
     """
 
@@ -201,13 +201,14 @@ class Observed:
         routes: Model name to application, as the edge routes now.
         in_flight: Requests in flight by application; None when that could not be read, which counts as in use.
         idle_seconds: Seconds since an application of ours was last used: since its last request ended, or since it
-            came up; 0 while it is in use, and while nobody can tell.
-        up_seconds: Seconds since an application first had the traffic, as far as this process has seen it.
+            came up; 0 while it is in use, while requests wait for it, and while nobody can tell.
+        up_seconds: Seconds since an application first had the traffic, as far as this process has seen it; for one
+            that slept, since it had the traffic again.
         waiting: Requests that wait for a model to come up, by model.
         load_seconds: How long a model's loads took lately, where it was loaded before.
         asleep: Applications whose engines sleep.
         turning: Applications that are being put to sleep or woken.
-        insomniac: Applications that may not sleep (any more), with the reason.
+        insomniac: Applications that may not sleep, for good or for a while, with the reason.
         broken: Applications that may not have traffic again, for a sleep or a wake went wrong, with the reason.
         sleep_left: Bytes of main memory that further sleepers may take; None where none may sleep.
         overrides: What was asked for by hand, by model.
@@ -218,7 +219,7 @@ class Observed:
         ready: Applications that answered a real request since they came up.
         probing: Applications that are being asked such a request right now.
         unanswered: Applications that came up and did not answer, with what they said instead.
-        ages: Seconds since an application was first seen by this process.
+        ages: Seconds since an application was first seen by this process, or since its last build began.
         draining: Seconds since an application lost its traffic.
         records: What the front door last took over, by model.
         failures: By application name.

@@ -76,7 +76,7 @@ class Turn:
     """Models that leave to make room, with the reason."""
     resting: list[Resting] = field(default_factory=list)
     drift: list[Drift] = field(default_factory=list)
-    no_room: dict[tuple[Demand, int], str] = field(default_factory=dict)
+    no_room: dict[tuple[Demand, int, str], str] = field(default_factory=dict)
     """Why models at rest would find no room, by what they need; empty where they may."""
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class Turn:
                 self.leaving.add(app.name)
             else:
                 self.live.setdefault(app.model, []).append(app)
-                self._loading += self._takes_slot(app)
+                self._loading += self.takes_slot(app)
         self.deeds: dict[str, Deed] = deeds(self.observed.left, self.observed.applications)
         """What was done behind our back, by application."""
         self.memory = MemoryLedger(self.observed)
@@ -202,11 +202,20 @@ class Turn:
             return True
         return quiet_for > self._drain_limit(app.model or "")
 
+    def takes_slot(self, app: Application) -> bool:
+        """It has a loading slot: it comes up, or has not answered its first request yet."""
+        # A suspended model may stay half way for days; others are not to wait for it.
+        if self.suspension(app.model or "") is not None:
+            return False
+        return coming_up(app) or self._proves_itself(app)
+
     def is_noted(self, app: Application) -> bool:
         """That this application failed is on record already, since it was first seen."""
         failure = self.observed.failures.get(app.name)
         age = self.observed.ages.get(app.name)
-        return failure is not None and age is not None and failure.at >= self.observed.now - age
+        now = self.observed.now
+        # One of a time to come was noted before the clock was set back.
+        return failure is not None and age is not None and now - age <= failure.at <= now
 
     # --- decisions --------------------------------------------------------------------------------------
 
@@ -281,12 +290,6 @@ class Turn:
                 self.step(Do.DRAIN, app.model or "", app.name, self._drain_state(app))
 
     # --- helpers ----------------------------------------------------------------------------------------
-
-    def _takes_slot(self, app: Application) -> bool:
-        # A suspended model may stay half way for days; others are not to wait for it.
-        if self.suspension(app.model or "") is not None:
-            return False
-        return coming_up(app) or self._proves_itself(app)
 
     def _proves_itself(self, app: Application) -> bool:
         # Up, but its first request decides. Until then nothing else is interrupted for a load of its own.

@@ -6,7 +6,7 @@ run beside the loop), and last the one PUT, guarded by a second look.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from reconciler.core.application import adapter_names, basis_of
 from reconciler.core.desired import Desired
@@ -112,6 +112,7 @@ class Actor:
             by_kind.setdefault(step.do, []).append(step)
         self._memory.declare({model: target.file for model, target in desired.targets.items()})
         self._memory.save_left()
+        self._memory.awaited(observed.waiting)
         await self._note(by_kind, desired, observed)
         self._fetch(by_kind.get(Do.FETCH, []), desired, observed)
         await self._route(by_kind.get(Do.ROUTE, []), by_kind.get(Do.UNROUTE, []), observed)
@@ -164,6 +165,7 @@ class Actor:
                 sleeping.sleep(step.model, step.application, footprint)
         for step in steps.get(Do.WAKE, ()):
             sleeping.wake(step.application)
+            self._memory.wakes(step.application)
 
     async def _fail(self, step: Step, observed: Observed) -> None:
         reason = step.why
@@ -271,8 +273,7 @@ class Actor:
         assert plan.applications is not None
         before = {name: app.config for name, app in observed.applications.items()}
         now = applications(await self._serve.instance())
-        # A build that somebody began meanwhile would be cancelled, and begin anew.
-        if observed_digest(now) != plan.observed_digest or any(app.building for app in now.values()):
+        if observed_digest(now) != plan.observed_digest or _begun_meanwhile(plan.applications, observed, now):
             log.info("plan.stale", revision=plan.revision)
             return
         wanted = await self._valid(plan.applications, before, desired, observed)
@@ -320,6 +321,12 @@ class Actor:
         model = next((model for model, target in desired.targets.items() if target.application == name), name)
         self._memory.fail(model, name, f"Ray Serve's schema refuses it: {complaint}", observed.now)
         log.error("model.failed", model=model, application=name, reason=complaint)
+
+
+def _begun_meanwhile(kept: Collection[str], observed: Observed, now: Mapping[str, Application]) -> bool:
+    """A build was begun since the plan was made, which would be cancelled and begin anew."""
+    before = observed.applications
+    return any(app.building and name in kept and not before[name].building for name, app in now.items())
 
 
 def _is_loading(observed: Observed) -> bool:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,8 @@ from reconciler.core.drift import digest_of
 from reconciler.core.state import Application, Demand, Failure, Json, Record, failure_of
 from reconciler.host.files import write_atomic
 
+RECORDS_FILE = "records.json"
+"""In the state directory: what the front door serves, by model."""
 _FOREIGN_WINDOW_SECONDS = 12.0
 _Row = TypeVar("_Row")
 
@@ -33,7 +35,7 @@ class Memory:
     """
 
     def __init__(self, folder: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._records_file = folder / "records.json"
+        self._records_file = folder / RECORDS_FILE
         self._failures_file = folder / "failures.json"
         self._left_file = folder / "left.json"
         self._declared_file = folder / "declared.json"
@@ -52,6 +54,8 @@ class Memory:
         self._last_used: dict[str, float] = {}
         self._counted: set[str] = set()
         self._busy: set[str] = set()
+        self._building: set[str] = set()
+        self._waking: set[str] = set()
         self._seen_as: dict[str, str] = {}
         self._demands: dict[str, tuple[str, Demand]] = {}
         self._foreign: dict[str, deque[tuple[float, float]]] = {}
@@ -174,6 +178,7 @@ class Memory:
             self._first_seen.setdefault(name, now)
             if app.model is not None and app.config is not None:
                 self._look_at(name, digest_of(app.config))
+        self._see_builds(seen)
         routed = set(routes.values())
         for name in seen:
             if name in routed:
@@ -181,6 +186,8 @@ class Memory:
                 self._with_traffic.setdefault(name, now)
             else:
                 self._without_traffic.setdefault(name, now)
+        self._with_traffic.update(dict.fromkeys(self._waking & routed, now))
+        self._waking -= routed
         clocks_of_applications = (
             self._first_seen,
             self._without_traffic,
@@ -194,9 +201,16 @@ class Memory:
             for name in clocks.keys() - seen.keys():
                 clocks.pop(name)
         self._busy &= seen.keys()
+        self._waking &= seen.keys()
         self.ready &= seen.keys()
         self.ready |= routed & seen.keys()
         return seen
+
+    def _see_builds(self, seen: Mapping[str, Application]) -> None:
+        building = {name for name, app in seen.items() if app.building}
+        # One that was there before is built anew: somebody deployed it again.
+        self._first_seen.update(dict.fromkeys(building - self._building, self._monotonic()))
+        self._building = building
 
     def _look_at(self, name: str, digest: str) -> None:
         if self._seen_as.get(name, digest) != digest:
@@ -207,7 +221,7 @@ class Memory:
         self.left.setdefault(name, digest)
 
     def ages(self) -> dict[str, float]:
-        """Seconds since each application was first seen."""
+        """Seconds since each application was first seen, or since its last build was."""
         now = self._monotonic()
         return {name: now - since for name, since in self._first_seen.items()}
 
@@ -217,7 +231,10 @@ class Memory:
         return {name: now - since for name, since in self._without_traffic.items()}
 
     def up_seconds(self) -> dict[str, float]:
-        """Seconds since each application that has or had the traffic first had it, as far as this process saw."""
+        """Seconds since each application that has or had the traffic first had it, as far as this process saw.
+
+        For one that slept: since it woke and had the traffic again.
+        """
         now = self._monotonic()
         return {name: now - since for name, since in self._with_traffic.items()}
 
@@ -228,6 +245,17 @@ class Memory:
         if application in self._without_traffic:
             self._without_traffic[application] = self._monotonic()
         self._last_used[application] = self._monotonic()
+
+    def wakes(self, application: str) -> None:
+        """A version is being woken: how long it has been up counts anew once it has the traffic."""
+        self._waking.add(application)
+
+    def awaited(self, models: Collection[str]) -> None:
+        """Requests wait for these models: what comes up for them is in use."""
+        now = self._monotonic()
+        for name, (model, _) in self._demands.items():
+            if model in models:
+                self._last_used[name] = now
 
     def use(self, in_flight: Mapping[str, int] | None, idle: Mapping[str, float]) -> dict[str, float]:
         """Take in what the front door counted; gives the seconds since each application was last used.

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from reconciler.core.backoff import delay
 from reconciler.core.sleep import (
     Demotion,
     Footprint,
@@ -64,6 +65,15 @@ class Slept:
     since: Annotated[float, Field(allow_inf_nan=False)] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """For how long a version stays awake that could not be asked: `until` is of the clock of ages."""
+
+    reason: str
+    attempts: int
+    until: float
+
+
 class Sleeping:
     """The sleepers of one state directory.
 
@@ -73,6 +83,7 @@ class Sleeping:
         ask: Asks an application (first argument) of a model (second) the fixed prompt and gives its answer.
         held: Bytes that an application's processes hold on GPUs now; None where nobody can tell.
         wall_clock: Seconds since the epoch.
+        monotonic: Clock for pauses, in seconds.
         wake_loop: Called when something ended, so that the loop takes its next turn at once.
     """
 
@@ -84,6 +95,7 @@ class Sleeping:
         held: Callable[[str], Awaitable[int | None]],
         *,
         wall_clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         wake_loop: Callable[[], None] = nobody,
     ) -> None:
         self._file = folder / FILE
@@ -91,10 +103,12 @@ class Sleeping:
         self._ask = ask
         self._held = held
         self._wall_clock = wall_clock
+        self._monotonic = monotonic
         self.wake_loop = wake_loop
         self.woke: Callable[[str, float], None] = nobody
         """Called with a model that was woken, and the seconds that took."""
         self._slept, self._demotions = _read(self._file)
+        self._pauses: dict[str, _Pause] = {}
         self._going: dict[str, asyncio.Task[None]] = {}
         self._waking: dict[str, asyncio.Task[None]] = {}
         # One that failed a check and is still there was about to be removed.
@@ -131,8 +145,10 @@ class Sleeping:
 
     @property
     def demoted(self) -> dict[str, str]:
-        """Why an application is unloaded rather than put to sleep."""
-        return {name: each.reason for name, each in self._demotions.items()}
+        """Why an application is not put to sleep: it is unloaded instead, or could not be asked a moment ago."""
+        now = self._monotonic()
+        paused = {name: each.reason for name, each in self._pauses.items() if now < each.until}
+        return paused | {name: each.reason for name, each in self._demotions.items()}
 
     @property
     def main_memory(self) -> dict[str, int]:
@@ -164,6 +180,7 @@ class Sleeping:
         slept = {name: each for name, each in self._slept.items() if name in there}
         demotions = still_meant(self._demotions, {*there, *wanted})
         self._failed = {name: why for name, why in self._failed.items() if name in there}
+        self._pauses = {name: each for name, each in self._pauses.items() if name in there}
         if (slept, demotions) != (self._slept, self._demotions):
             self._slept, self._demotions = slept, demotions
             self._try_to_save()
@@ -201,6 +218,20 @@ class Sleeping:
         self._try_to_save()
         log.warning("model.sleep_demoted", model=model, application=application, reason=reason)
 
+    def _postpone(self, model: str, application: str, reason: str) -> None:
+        before = self._pauses.get(application)
+        attempts = before.attempts + 1 if before is not None else 1
+        pause = delay(attempts)
+        self._pauses[application] = _Pause(reason, attempts, self._monotonic() + pause)
+        log.warning(
+            "model.sleep_postponed",
+            model=model,
+            application=application,
+            reason=reason,
+            attempts=attempts,
+            retry_in_seconds=round(pause),
+        )
+
     async def _put_to_sleep(self, model: str, application: str, footprint: Footprint) -> None:
         began = time.monotonic()
         known = self._slept.get(application)
@@ -208,8 +239,9 @@ class Sleeping:
             answer = known.answer if known is not None else await self._ask(application, model)
             before = await self._held(application)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the engine has not been told anything yet
-            self._demote(model, application, str(error) or repr(error))
+            self._postpone(model, application, str(error) or repr(error))
             return
+        self._pauses.pop(application, None)
         # First on disk: whoever starts after a crash must not take it for one that is awake.
         self._slept[application] = Slept(model, application, answer, footprint.main_memory, self._wall_clock())
         self._save()

@@ -42,6 +42,8 @@ class SimApp:
     stage: str = "building"
     """building, pending, starting, running, deleting or broken."""
     until: float = 0.0
+    build_began: float = 0.0
+    """When its build began, whoever restarted it since."""
     gpu: list[tuple[int, float]] | None = None
     flips_until: float = 0.0
     recovers_until: float = 0.0
@@ -138,8 +140,10 @@ class FakeServe:
         """An application is deployed, or deployed anew; build comes first."""
         if name in self.apps:
             self._release(self.apps[name])
-        until = self.clock() + BUILD_SECONDS
-        app = SimApp(name, copy.deepcopy(config), until=until, imperative=imperative)
+        now, before = self.clock(), self.apps.get(name)
+        began = before.build_began if before is not None and before.stage == "building" else now
+        until = now + BUILD_SECONDS
+        app = SimApp(name, copy.deepcopy(config), until=until, build_began=began, imperative=imperative)
         self.apps[name] = app
         self.builds[name] += 1
         self.settings = self.settings or {"proxy_location": "HeadOnly"}

@@ -40,6 +40,7 @@ NAMES = "abcd"
 RETRIES_OVER = 4000
 """Seconds after which whatever failed may be tried again, and an order for a time is over."""
 TURNS_TO_SETTLE = 1500
+ORDERS_END_SECONDS = 600.0
 TWICE_SECONDS = 120.0
 """How long two versions of a model may be up beside the time that the old one may drain."""
 BROKEN = ("{", "sourc: {}\n", "name: other\nsource: {}\n", f"token: {secrets.HUB_TOKEN}\n", "\0", "- a\n- b\n")
@@ -409,6 +410,12 @@ class Story:
         world.unreadable, world.edge_counts, world.crash_at, world.race = "", True, None, None
         if world.git is not None:
             world.git.reachable = True
+        # Requests wait for what is kept up by hand, where that has an end: it comes soon.
+        soon = world.now + ORDERS_END_SECONDS
+        world.overrides = {
+            model: each if each.until is None else replace(each, until=min(each.until, soon))
+            for model, each in world.overrides.items()
+        }
         for _ in range(4):
             plan = self.settle()
             world.tick(RETRIES_OVER)

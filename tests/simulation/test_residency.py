@@ -1,6 +1,7 @@
 """Models that come and go by policy, traffic and hand: one story each."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 import pytest
@@ -518,3 +519,143 @@ def test_nobody_is_sent_away_for_a_model_that_cannot_be_loaded_yet(make_world: M
     world.ask("d")
     world.turn()
     assert len(causes(world.plan(), Action.UNLOAD)) == 1
+
+
+# --- what hangs, and what somebody left behind --------------------------------------------------------------
+
+
+def hang_build(world: World, name: str) -> None:
+    """The build of an application never ends, however often it is begun."""
+    progress = world.serve.progress
+
+    def without_it() -> None:
+        app = world.apps.get(name)
+        if app is not None and app.stage == "building":
+            app.until = world.now + 1000.0
+        progress()
+
+    world.serve.progress = without_it  # type: ignore[method-assign]
+
+
+def test_a_build_that_hangs_is_given_up_and_stops_nobody(make_world: MakeWorld) -> None:
+    world = make_world(gpus=2, options=Options(max_loads=2))
+    world.edit(a=on_demand(0.9, more="load_timeout: 5m"), b=on_demand(0.9))
+    hang_build(world, world.target("a"))
+    first, began = world.ask("a"), world.now
+    spend(world, 5)
+    second = world.ask("b")
+    world.until(lambda: first.over and second.over, turns=400)
+    assert "not up within 300 s" in first.refused
+    assert second.began
+    assert second.began - began < 330
+
+
+def test_another_s_build_is_waited_for_a_while_and_not_for_ever(world: World) -> None:
+    theirs = {"name": "theirs", "route_prefix": "/t", "import_path": "m:app", "args": {}}
+    world.add("theirs", theirs)
+    hang_build(world, "theirs")
+    request, began = world.ask("a"), world.now
+    spend(world, 590, step=2)
+    assert not world.puts
+    served(world, request)
+    assert request.began
+    assert request.began - began < 630
+    assert world.apps["theirs"].config == theirs
+
+
+def test_what_was_made_by_hand_has_no_build_to_be_waited_for(world: World) -> None:
+    world.add("by-hand", None, imperative=True)
+    hang_build(world, "by-hand")
+    request, began = world.ask("a"), world.now
+    served(world, request)
+    assert request.began
+    assert request.began - began < 30
+
+
+def test_a_build_that_began_anew_is_waited_for_anew(world: World) -> None:
+    theirs = {"name": "theirs", "route_prefix": "/t", "import_path": "m:app", "args": {}}
+    world.occupy(0.1, "theirs")
+    spend(world, 700, step=5)
+    world.add("theirs", theirs).until = world.now + 60
+    request = world.ask("a")
+    spend(world, 55)
+    assert not world.puts
+    served(world, request)
+
+
+def test_a_load_that_nobody_waits_for_gives_its_place_up(make_world: MakeWorld) -> None:
+    world = make_world(gpus=2, options=Options(max_loads=1))
+    world.edit(a=on_demand(0.9), b=on_demand(0.9))
+    world.start_seconds["a"] = 1e9
+    world.ask("a")
+    spend(world, 20)
+    request = world.ask("b")
+    spend(world, 100)
+    assert world.versions("a"), "somebody waits for it"
+    world.queue = [each for each in world.queue if each.model != "a"]
+    spend(world, 8)
+    assert world.versions("a"), "who left may be about to ask again"
+    served(world, request)
+    assert not world.versions("a")
+    assert not world.violations
+
+
+def test_a_load_that_nobody_waits_for_goes_on_where_nobody_wants_its_place(world: World) -> None:
+    world.start_seconds["a"] = 200.0
+    world.ask("a")
+    spend(world, 20)
+    world.queue.clear()
+    spend(world, 250)
+    assert world.serves("a")
+
+
+def test_a_woken_model_has_its_minimum_stay_again(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residency, "footprint_of", lambda target: Footprint(4, 4))
+    world = make_world(gpus=1)
+    world.sleep_left = 100
+    world.edit(a=on_demand(0.7, stay="5m", more="sleep_after: 6m"), b=on_demand(0.7, stay="5m"))
+    served(world, world.ask("a"))
+    spend(world, 400, step=5)
+    assert world.asleep
+    served(world, world.ask("a"))
+    woken, request = world.now, world.ask("b")
+    world.until(lambda: "a" not in world.routes, turns=400)
+    assert 295 < world.now - woken < 320
+    served(world, request)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_failure_of_a_time_to_come_is_tried_at_once_and_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    world.faults["a"] = REPLICA
+    first = world.ask("a")
+    world.until(lambda: first.over)
+    world.settle()
+    observe = world.observe
+    monkeypatch.setattr(world, "observe", lambda desired: replace(seen := observe(desired), now=seen.now - 10_800))
+    if not broken:
+        world.faults.clear()
+    puts = len(world.puts)
+    world.turn()
+    again = world.ask("a")
+    world.until(lambda: again.over)
+    if broken:
+        assert REASON in again.refused
+        world.settle()
+        assert len([names for names in world.puts[puts:] if names]) == 1
+        assert REASON in world.ask("a").refused
+    else:
+        assert again.began
+
+
+def test_a_pin_that_ends_soon_is_waited_for(world: World) -> None:
+    world.overrides["a"] = Override("a", Kind.PIN, world.now, world.now + 300)
+    world.settle()
+    spend(world, 100)
+    request = world.ask("b")
+    spend(world, 100)
+    assert not request.over
+    assert "waits for room: a has to leave first" in world.directory.find("b").reason  # type: ignore[union-attr]
+    assert world.serves("a")
+    served(world, request)

@@ -19,6 +19,7 @@ from reconciler.core.keep import recent_after
 from reconciler.core.overrides import Override, active
 from reconciler.core.parse import ParsedSet, Problem, parse_all
 from reconciler.core.plan import Action, Do, Order, Plan, Step
+from reconciler.core.planner import BUILD_SECONDS as BUILD_PATIENCE
 from reconciler.core.planner import make_plan, observed_digest
 from reconciler.core.render import Renderer
 from reconciler.core.rollback import Rollback, Version, resolutions, version_of, why_ended
@@ -384,6 +385,7 @@ class World:
             by_kind.setdefault(step.do, []).append(step)
         self.memory.declare({model: target.file for model, target in desired.targets.items()})
         self.memory.save_left()
+        self.memory.awaited(observed.waiting)
         for step in by_kind.get(Do.FAIL, ()):
             self._effect(functools.partial(self._fail, step, observed))
         for step in by_kind.get(Do.KEEP_PREVIOUS, ()):
@@ -420,6 +422,7 @@ class World:
             self.asleep.add(step.application)
         for step in by_kind.get(Do.WAKE, ()):
             self.asleep.discard(step.application)
+            self.memory.wakes(step.application)
         for step in by_kind.get(Do.PROBE, ()):
             if step.application in self.asleep:
                 self.violations.append(f"{step.application} was asked while it slept")
@@ -564,7 +567,11 @@ class World:
         actual = {a.name: a.config for a in self.apps.values() if a.config is not None and not a.imperative}
         if actual == wanted:
             self.violations.append("a PUT changed nothing")
-        building = [app.name for app in self.apps.values() if app.stage == "building" and app.config]
+        building = [
+            app.name
+            for app in self.apps.values()
+            if app.stage == "building" and app.name in wanted and self.now - app.build_began <= BUILD_PATIENCE
+        ]
         if building:
             self.violations.append(f"a PUT while {building} build")
         for name, config in actual.items():

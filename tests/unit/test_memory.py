@@ -1,5 +1,6 @@
 """What the loop remembers, and what a damaged file costs."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,38 @@ def test_a_version_without_a_route_drains_from_the_first_request_that_it_got(tmp
     clock.now += 5
     memory.use({"m-1": 2}, {"m-1": 0.0})
     assert memory.draining() == {"m-1": 5.0}
+
+
+def test_a_build_starts_the_clock_of_its_age_anew(tmp_path: Path) -> None:
+    clock = Clock()
+    memory = Memory(tmp_path, monotonic=clock)
+    building = dataclasses.replace(app("a-1"), building=True)
+    for seen, age in ((app("a-1"), 0.0), (building, 0.0), (building, 7.0), (app("a-1"), 14.0), (building, 0.0)):
+        memory.see({"a-1": seen}, {})
+        assert memory.ages() == {"a-1": age}
+        clock.now += 7
+
+
+def test_one_that_was_woken_counts_as_up_from_its_traffic_on(tmp_path: Path) -> None:
+    clock = Clock()
+    memory = Memory(tmp_path, monotonic=clock)
+    memory.see({"a-1": app("a-1")}, {"a": "a-1"})
+    clock.now += 500
+    memory.see({"a-1": app("a-1")}, {})
+    memory.wakes("a-1")
+    memory.see({"a-1": app("a-1")}, {})
+    assert memory.up_seconds() == {"a-1": 500.0}, "it had the traffic last, and has it not yet again"
+    memory.see({"a-1": app("a-1")}, {"a": "a-1"})
+    clock.now += 3
+    memory.see({"a-1": app("a-1")}, {"a": "a-1"})
+    assert memory.up_seconds() == {"a-1": 3.0}
+
+
+def test_what_comes_up_for_requests_is_in_use(tmp_path: Path) -> None:
+    clock = Clock()
+    memory = Memory(tmp_path, monotonic=clock)
+    memory.see({"a-1": app("a-1"), "b-1": app("b-1", model="b")}, {})
+    clock.now += 50
+    memory.awaited(["a"])
+    clock.now += 2
+    assert memory.use({}, {}) == {"a-1": 2.0, "b-1": 52.0}

@@ -359,6 +359,26 @@ def test_a_load_that_failed_since_is_done_and_an_older_failure_says_nothing() ->
 
 
 @pytest.mark.parametrize(
+    ("asked", "failed", "done"),
+    [
+        # Both by the clock of before it was set back: the order of the two still counts.
+        (NOW + 50, NOW + 60, True),
+        (NOW + 60, NOW + 50, False),
+        # Set back between the two.
+        (NOW + 50, NOW - 5, True),
+        (NOW - 5, NOW + 50, False),
+    ],
+)
+def test_a_clock_that_was_set_back_makes_no_load_fail(asked: float, failed: float, done: bool) -> None:
+    wanted = desired("policy: on_demand")
+    target = wanted.targets["m"]
+    failures = {target.application: Failure("m", target.application, "no", 1, failed, failed + 30)}
+    overrides = {"m": Override("m", Kind.LOAD, asked)}
+    turn = turn_of(wanted, failures=failures, overrides=overrides)
+    assert finished(turn, target) == ("the load failed" if done else "")
+
+
+@pytest.mark.parametrize(
     ("seconds", "words"),
     [
         (0.0, "0 s"),

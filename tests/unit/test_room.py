@@ -17,6 +17,7 @@ from reconciler.core.room import Place, find_place
 from reconciler.core.state import Application, Failure, Node, Observed, Record, Replica, Status, Waiting
 from reconciler.core.target import Platform
 from reconciler.core.turn import Options, Turn
+from reconciler.core.windows import Window
 
 TEMPLATE = (Path(__file__).parents[2] / "templates" / "application.json.j2").read_text(encoding="utf-8")
 ON_GPUS = Renderer(TEMPLATE, Platform(simulate_gpus=True))
@@ -546,3 +547,33 @@ def test_on_cpus_memory_that_is_being_made_is_not_taken_by_a_smaller_model() -> 
     plan = case.plan({"small": (cached(1), 5.0)})
     assert unrouted(plan) == {"a"}
     assert starts(plan) == set()
+
+
+# --- kept up by hand, for a time ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "override", "place"),
+    [
+        (Model(), Override("a", Kind.PIN, 0.0, 1199.0), Place.QUEUED),
+        (Model(), Override("a", Kind.LOAD, 0.0, 1199.0), Place.QUEUED),
+        (Model(), Override("a", Kind.PIN, 0.0, 1200.0), Place.NEVER),
+        (Model(policy="manual"), Override("a", Kind.LOAD, 0.0, 60.0, leaves=True), Place.QUEUED),
+        (Model(policy="manual"), Override("a", Kind.LOAD, 0.0, 60.0), Place.NEVER),
+        (Model(policy="pinned"), Override("a", Kind.LOAD, 0.0, 60.0), Place.NEVER),
+    ],
+)
+def test_who_is_kept_up_by_hand_for_a_short_time_is_waited_for(
+    other: Model, override: Override, place: Place
+) -> None:
+    found, why, sent_away = Case(Model(0.9), {"a": other}, seen={"overrides": {"a": override}}).find()
+    assert (found, sent_away) == (place, {})
+    assert why.startswith("waits for room: a has" if place is Place.QUEUED else "it needs 0.9 GPU")
+
+
+def test_a_window_that_is_open_behind_a_pin_is_not_waited_for() -> None:
+    seen = {
+        "overrides": {"a": Override("a", Kind.PIN, 0.0, 60.0)},
+        "windows": {"a": Window(open=True, opens_in=None, closes_in=9e9, words="open")},
+    }
+    assert Case(Model(0.9), {"a": Model()}, seen=seen).find()[0] is Place.NEVER

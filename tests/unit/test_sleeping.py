@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pynvml
 import pytest
@@ -310,6 +311,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.now = 1000.0
+        self.age = 50.0
         self.calls: list[str] = []
         self.errors: dict[str, Exception] = {}
         self.answer = "[' jumps']"
@@ -329,6 +331,7 @@ class World:
             self.ask,
             self.held,
             wall_clock=lambda: self.now,
+            monotonic=lambda: self.age,
             wake_loop=self.woken.set,
         )
         return self.store
@@ -520,11 +523,31 @@ async def test_a_call_of_which_nobody_knows_fails_the_version_and_demotes_nobody
     assert world.state() == "asleep"
 
 
-async def test_who_does_not_answer_is_not_put_to_sleep(world: World) -> None:
-    world.errors["ask"] = NoAnswerError("HTTP 503")
+async def test_who_cannot_be_asked_stays_awake_and_is_asked_again_later(world: World, logs: list[Any]) -> None:
+    for attempt, pause in enumerate((30.0, 60.0), start=1):
+        world.errors["ask"] = NoAnswerError("HTTP 503")
+        await world.put_to_sleep()
+        assert world.state() == "", "it was told nothing, so it stays as it is"
+        assert world.store.demoted == {APP: "HTTP 503"}
+        assert (events(logs), logs[-1]["retry_in_seconds"]) == (["model.sleep_postponed"] * attempt, pause)
+        world.age += pause - 0.1
+        assert world.store.demoted
+        world.age += 0.1
+        assert world.store.demoted == {}
+    world.errors.clear()
     await world.put_to_sleep()
-    assert (world.state(), world.calls) == ("", ["ask"]), "it was told nothing, so it stays as it is"
-    assert world.store.demoted == {APP: "HTTP 503"}
+    assert world.state() == "asleep"
+    assert world.restart().demoted == {}
+
+
+async def test_memory_that_cannot_be_looked_at_postpones_the_sleep(world: World) -> None:
+    held, world.held = world.held, AsyncMock(side_effect=OSError("the dashboard is away"))  # type: ignore[method-assign]
+    world.restart()
+    await world.put_to_sleep()
+    assert (world.state(), world.calls, world.store.demoted) == ("", ["ask"], {APP: "the dashboard is away"})
+    world.store.forget(there=[], wanted=[APP])
+    assert world.store.demoted == {}, "loaded anew, it may sleep"
+    world.held = held  # type: ignore[method-assign]
 
 
 async def test_who_failed_gets_no_further_call(world: World) -> None:
