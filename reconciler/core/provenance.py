@@ -38,6 +38,7 @@ class Provenance:
         commit: The commit that the files are of.
         changed: By path of a model file: the commit that changed it last, as far back as was fetched.
         signed_by: Whose signature was verified; empty where none was asked for.
+        removed: By path of a model file that is gone: the commit that removed it, where that is known.
         checked_at: Seconds since the epoch of the last successful look at the repository.
         problem: Why nothing newer is taken over: the repository cannot be reached, or what it has is refused;
             empty while all is well.
@@ -48,6 +49,7 @@ class Provenance:
     commit: Commit
     changed: Mapping[str, Commit] = field(default_factory=dict)
     signed_by: str = ""
+    removed: Mapping[str, Commit] = field(default_factory=dict)
     # A look that found nothing new makes no other snapshot.
     checked_at: float = field(default=0.0, compare=False)
     problem: str = field(default="", compare=False)

@@ -14,6 +14,7 @@ from typing import Any
 from reconciler.core.application import BASIS_ENV, MODEL_ENV, deployment_name, model_of
 from reconciler.core.fast_start import BUILD_ENVIRONMENT, CALLBACK, HOOK_ENV, REPLICA_HOOK
 from reconciler.core.fit.sizing import Sizing, cpu_batch
+from reconciler.core.local_paths import with_contents
 from reconciler.core.model_source import ModelSource
 from reconciler.core.spec import ModelSpec, Task
 from reconciler.core.state import Demand, Json
@@ -66,7 +67,7 @@ class Renderer:
             RenderError: The template failed on this model, or made something that is not its application.
         """
         source = ModelSource(spec, folder, self._platform.hub_cache, resolutions, objects)
-        fields = source.with_commits(spec.model_dump(mode="json"))
+        fields = with_contents(source.with_commits(spec.model_dump(mode="json")), objects or {})
         # Whoever has to fetch weights, or lives on several nodes, comes up in Ray's own way.
         fast = self._platform.fast_start and not source.from_hub and not spec.resources.across_nodes
         variables: Json = {

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from reconciler.core.desired import Desired, Snapshot
+from reconciler.core.local_paths import folders_of
 from reconciler.core.parse import ParsedFile, parse_all, parse_model
 from reconciler.core.plan import Note
 from reconciler.core.provenance import Provenance
@@ -65,6 +66,7 @@ class Version:
         digest: Digest of what it declares, with every default and commit filled in.
         commit: The commit that wrote the text, 12 digits; empty where the source cannot tell.
         pins: What its branches and tags were.
+        objects: Where the folders of the source lay that it names, by relative path.
     """
 
     model: str
@@ -75,6 +77,7 @@ class Version:
     digest: str = ""
     commit: str = ""
     pins: tuple[Pinned, ...] = ()
+    objects: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,10 +230,12 @@ def to_version(
     file = _file_of(name, versions, source)
     if to is None:
         return back_to(_before(name, versions, source, current, file), source, file, now=now)
-    found = next((each for each in versions if is_revision(to, each.revision, each.commit)), None)
+    # A commit that changed only a folder is another version of the same text.
+    found = next((each for each in versions if is_revision(to, each.revision)), None)
+    found = found or next((each for each in versions if is_revision(to, each.commit)), None)
     if found is None:
         raise UnknownRevisionError(f"no version of {name} is known of revision {to}; {_listed(name, versions)}")
-    if found is versions[0] and file and _declares_the_same(found, file, source.files.get(file, b"")):
+    if found is versions[0] and file and _declares_the_same(found, file, source):
         raise RollbackError(f"{short(found.revision)} is what {file} declares now")
     return back_to(found, source, file, now=now)
 
@@ -239,8 +244,10 @@ def back_to(version: Version, source: Snapshot, file: str, *, now: float) -> Rol
     """Take a model back to one version; `file` is where the source declares it now, empty where it does not.
 
     Raises:
-        RollbackError: Its path is another model's by now, or it is not valid beside the other files.
+        RollbackError: Its path is another model's by now, it is not valid beside the other files, or a folder that
+            it names holds something else now.
     """
+    _refuse_other_folder(version.objects, source, version.revision)
     if version.file != file and version.file in source.files:
         raise RollbackError(
             f"{version.model} was declared in {version.file}, which declares another model by now; "
@@ -266,7 +273,13 @@ def back_to(version: Version, source: Snapshot, file: str, *, now: float) -> Rol
 
 
 def to_revision(
-    revision: str, files: Mapping[str, str], versions: Iterable[Version], source: Snapshot, *, now: float
+    revision: str,
+    files: Mapping[str, str],
+    versions: Iterable[Version],
+    source: Snapshot,
+    *,
+    now: float,
+    objects: Mapping[str, str] | None = None,
 ) -> Rollback:
     """Take all models back to the files of a revision.
 
@@ -276,16 +289,21 @@ def to_revision(
         versions: Those of all models, the newest of each first.
         source: What the source says, without any rollback.
         now: Seconds since the epoch.
+        objects: Where its folders lie, by relative path.
 
     Raises:
-        RollbackError: That is where the source stands, or not a file of it declares a model.
+        RollbackError: That is where the source stands, not a file of it declares a model, or a folder that one
+            names holds something else now.
     """
     if source.unreadable:
         raise RollbackError(f"the model files cannot be read: {source.unreadable}")
     if revision == source.revision:
         raise RollbackError(f"{short(revision)} is what the source says now")
-    if not parse_all({path: text.encode() for path, text in files.items()}).valid:
+    valid = parse_all({path: text.encode() for path, text in files.items()}).valid
+    if not valid:
         raise RollbackError(f"{short(revision)} declares no model")
+    for file in valid.values():
+        _refuse_other_folder(folders_of(file.spec, objects or {}), source, revision)
     pins: dict[tuple[str, str, str], Pinned] = {}
     for version in versions:
         if files.get(version.file) == version.text:
@@ -300,6 +318,8 @@ def version_of(
     observed: Observed,
     files: Mapping[str, bytes],
     provenance: Provenance | None = None,
+    *,
+    objects: Mapping[str, str] | None = None,
 ) -> Version | None:
     """The version of a model that serves, where it is what its file declares: one to come back to.
 
@@ -309,6 +329,7 @@ def version_of(
         observed: What is there.
         files: The text that `desired` was made of, by path.
         provenance: Where it comes from, where that is known.
+        objects: Where folders of the source lie, by relative path.
     """
     target, record = desired.targets.get(model), observed.records.get(model)
     if target is None or record is None or record.previous is not None:
@@ -332,6 +353,7 @@ def version_of(
         digest_of_fields(target.fields),
         by.short if by is not None else "",
         tuple(pins),
+        folders_of(target.spec, objects or {}),
     )
 
 
@@ -392,19 +414,35 @@ def _before(
             and each.pins == current.pins
         )
         at = next(places, -1)
-    elif file and _declares_the_same(versions[0], file, source.files.get(file, b"")):
+    elif file and _declares_the_same(versions[0], file, source):
         at = 0
     if at + 1 >= len(versions):
         raise RollbackError(f"no version of {name} before {short(versions[-1].revision)} is kept")
     return versions[at + 1]
 
 
-def _declares_the_same(version: Version, file: str, content: bytes) -> bool:
+def _declares_the_same(version: Version, file: str, source: Snapshot) -> bool:
+    content = source.files.get(file, b"")
+    if _other_folder(version.objects, source):
+        return False
     # A comment makes no version.
     if version.text.encode() == content:
         return True
     now, then = parse_model(file, content), parse_model(version.file, version.text.encode())
     return isinstance(now, ParsedFile) and isinstance(then, ParsedFile) and now.spec == then.spec
+
+
+def _other_folder(objects: Mapping[str, str], source: Snapshot) -> str:
+    """The first folder that holds something else now; empty where none does."""
+    return next((path for path, place in objects.items() if source.objects.get(path) != place), "")
+
+
+def _refuse_other_folder(objects: Mapping[str, str], source: Snapshot, revision: str) -> None:
+    if path := _other_folder(objects, source):
+        raise RollbackError(
+            f"{path} holds something else now than at {short(revision)}, and only files are taken back; "
+            "bring the folder back in the source instead"
+        )
 
 
 def _digest_in(snapshot: Snapshot, path: str) -> str:

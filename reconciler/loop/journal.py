@@ -138,7 +138,9 @@ class Journal:
                 continue
             # What was gone back to is kept where it was.
             rolled_back = any(each.covers(target.file) for each in rollbacks)
-            version = version_of(model, desired, observed, snapshot.files, snapshot.provenance)
+            version = version_of(
+                model, desired, observed, snapshot.files, snapshot.provenance, objects=snapshot.objects
+            )
             if version is not None and not rolled_back:
                 self._versions.add(version)
                 left -= 1
@@ -303,6 +305,7 @@ def _append(folder: Path, entries: Sequence[Entry], max_bytes: int) -> None:
         if size and os.pread(handle, 1, size - 1) != b"\n":
             text = b"\n" + text
         if os.write(handle, text) != len(text):
+            os.ftruncate(handle, size)  # Else what got through would be there twice after the next try.
             raise OSError("the disk is full")
     finally:
         os.close(handle)

@@ -17,6 +17,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from reconciler.core.desired import Snapshot
 from reconciler.host.log import get_logger
+from reconciler.host.nobody import nobody
 
 LONGEST_PAUSE_SECONDS = 600.0
 """Between two looks at a repository that does not answer, unless the interval is longer."""
@@ -62,6 +63,7 @@ class Polling:
         interval: float,
         jitter: float = 0.1,
         least_pause: float = LEAST_PAUSE_SECONDS,
+        forgive: Callable[[], None] = nobody,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Look at nothing yet.
@@ -75,6 +77,7 @@ class Polling:
             jitter: By which share of the interval a look comes later, at most, so that many reconcilers do not ask
                 one server at the same moment.
             least_pause: Seconds between the beginnings of two looks.
+            forgive: Called when somebody asks: what was refused may have been put right since.
             clock: Monotonic seconds.
         """
         self._fetch = fetch
@@ -83,6 +86,7 @@ class Polling:
         self._interval = interval
         self._jitter = jitter
         self._least_pause = least_pause
+        self._forgive = forgive
         self._clock = clock
         self._began: float | None = None
         self._failures = 0
@@ -101,7 +105,7 @@ class Polling:
     def add_to(self, scheduler: AsyncIOScheduler) -> None:
         """Look now and at the interval, for as long as the scheduler runs."""
         self._job = scheduler.add_job(
-            self.sync,
+            self._ask_and_wait,
             self._trigger(),
             next_run_time=datetime.now(UTC),
             max_instances=1,
@@ -116,12 +120,14 @@ class Polling:
         A look that began before this call may have missed what it is about; then another one follows it, for all
         who asked meanwhile. Who stops waiting does not stop the look.
         """
-        return await asyncio.shield(self._ask())
+        self._forgive()
+        return await self._ask_and_wait()
 
     def look_soon(self) -> None:
         """As `sync`, for one who does not wait: something was announced."""
         # It was the server that announced it, so it is there again.
         self._failures = 0
+        self._forgive()
         self._ask()
 
     async def close(self) -> None:
@@ -130,6 +136,9 @@ class Polling:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _ask_and_wait(self) -> bool:
+        return await asyncio.shield(self._ask())
 
     def _ask(self) -> asyncio.Task[bool]:
         if self._next is None:

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import json
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from reconciler.core import rollback as rules
 from reconciler.core.desired import Snapshot
+from reconciler.core.local_paths import folders_of
 from reconciler.core.parse import parse_all
 from reconciler.core.rollback import (
     ALL,
@@ -262,15 +263,16 @@ class RollbackHand:
             found = await self._files_of(to)
             if found is None:
                 raise
-            revision, files = found
+            revision, files, objects = found
         contents = {path: text.encode() for path, text in files.items()}
-        file = rules.file_in(model, contents)
-        if not file:
+        declares = parse_all(contents).valid.get(model)
+        if declares is None:
             raise RollbackError(f"{short(revision)} does not declare {model} validly")
+        file, folders = declares.path, folders_of(declares.spec, objects)
         declared = rules.file_in(model, source.files)
         # The version that it was then, where it served, with its commits.
         pins = next((each.pins for each in versions if (each.file, each.text) == (file, files[file])), ())
-        version = Version(model, file, files[file], revision, now, pins=pins)
+        version = Version(model, file, files[file], revision, now, pins=pins, objects=folders)
         return rules.back_to(version, source, declared or (file if file in source.files else ""), now=now)
 
     async def _of_all(self, source: Snapshot, to: str) -> Rollback:
@@ -279,16 +281,18 @@ class RollbackHand:
             kept = ", ".join(map(short, self._versions.revisions())) or "none"
             raise UnknownRevisionError(f"revision {to[:_MAX_COMPARED]} is not kept; kept are: {kept}")
         versions = [version for each in self._versions.all().values() for version in each]
-        return rules.to_revision(*found, versions, source, now=self._wall_clock())
+        revision, files, objects = found
+        return rules.to_revision(revision, files, versions, source, now=self._wall_clock(), objects=objects)
 
-    async def _files_of(self, revision: str) -> tuple[str, dict[str, str]] | None:
-        """A revision's own name and the text of its files; None where nobody knows it.
+    async def _files_of(self, revision: str) -> tuple[str, dict[str, str], Mapping[str, str]] | None:
+        """A revision's own name, the text of its files and where its folders lie; None where nobody knows it.
 
         Raises:
             RollbackError: The source knows it, and cannot give its files.
         """
         if self._at is None:
-            return self._versions.revision(revision)
+            kept = self._versions.revision(revision)
+            return None if kept is None else (*kept, {})
         snapshot = await self._at(revision)
         if snapshot.unreadable or snapshot.problems:
             reason = snapshot.unreadable or str(snapshot.problems[0])
@@ -296,9 +300,10 @@ class RollbackHand:
         if sum(map(len, snapshot.files.values())) > MAX_REVISION_BYTES:
             raise RollbackError(f"the files of {short(snapshot.revision)} are too large to be kept")
         try:
-            return snapshot.revision, {path: content.decode() for path, content in snapshot.files.items()}
+            texts = {path: content.decode() for path, content in snapshot.files.items()}
         except UnicodeDecodeError as error:
             raise RollbackError(f"a file of {short(snapshot.revision)} is no text") from error
+        return snapshot.revision, texts, snapshot.objects
 
 
 async def ask_rollback(state_dir: Path, asked: RollbackAsked) -> RollbackGiven:

@@ -9,6 +9,7 @@ from reconciler.core.forge import checked_url, forge_of
 from reconciler.core.git_names import GitError
 from reconciler.host.errors import UserError
 from reconciler.host.settings import Settings
+from reconciler.loop.memory import RECORDS_FILE
 from reconciler.loop.write_back import CommitStatus, Notify, Target, WriteBack
 from reconciler.sources import Source
 from reconciler.sources.folder import FolderSource
@@ -61,6 +62,8 @@ def git_options(settings: Settings) -> GitOptions:
     return GitOptions(
         url=settings.git_url,
         folder=settings.state_dir / FOLDER,
+        # A version that is suspended or held may run for long after its revision was forgotten.
+        in_use=settings.state_dir / RECORDS_FILE,
         ref=settings.git_ref,
         path=settings.git_path,
         token=_token(settings.git_token_path),
@@ -111,7 +114,11 @@ def make_write_back(settings: Settings) -> WriteBack | None:
             checked_url(settings.notify_url)
         except ValueError as error:
             raise SourceSettingsError(f"notify_url: {error}") from error
-        told = {"reconciler": settings.status_name, "ref": settings.git_ref}
+        told = {
+            "reconciler": settings.status_name,
+            "repository": settings.git_url,
+            "ref": settings.git_ref,
+        }
         targets.append(Notify(settings.notify_url, told, settings.notify_secret_path))
     return WriteBack(targets) if targets else None
 

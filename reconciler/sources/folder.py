@@ -75,7 +75,7 @@ class FolderSource:
                 problems.append(Problem(path, 1, 1, "the file's name is not UTF-8"))
                 continue
             try:
-                files[path], touched = _read_file(entry)
+                files[path], touched = read_file(entry)
             except FileNotFoundError:
                 # Removed, or a link in the middle of a swap: look again.
                 fresh = True
@@ -89,7 +89,7 @@ class FolderSource:
         return snapshot, fresh
 
 
-def _read_file(file: Path) -> tuple[bytes, float]:
+def read_file(file: Path) -> tuple[bytes, float]:
     """Content and time of last change of a regular file of bounded size.
 
     Raises:

@@ -20,12 +20,14 @@ from reconciler.host.log import get_logger
 from reconciler.sources.git_command import SlowError, TooLargeError
 from reconciler.sources.git_export import Target, export
 from reconciler.sources.git_options import GitOptions
-from reconciler.sources.git_remote import Found, How, RefusedError, Remote
-from reconciler.sources.git_signatures import UnverifiedError, signer_of
+from reconciler.sources.git_remote import AbsentError, Found, How, RefusedError, Remote
+from reconciler.sources.git_signatures import UncheckedError, UnverifiedError, signer_of
 from reconciler.sources.git_store import Current, Revision, Store, with_changes
 
 log = get_logger()
 _REFUSALS = (RefusedError, UnverifiedError, TooLargeError)
+_PASSING = (AbsentError, UncheckedError)
+"""Refusals that the next look may not meet, though the repository has what it had."""
 _Fetched = tuple[Found, Commit, str, Revision]
 
 
@@ -97,6 +99,10 @@ class GitSource:
                 return taken
             return False
 
+    def forget_refusal(self) -> None:
+        """Judge what was refused last anew at the next look: somebody asks who may have changed something."""
+        self._refused = None
+
     async def look_at(self, rev: str, *, verified: bool = False) -> Snapshot:
         """Another revision of the repository, which is not taken over.
 
@@ -156,6 +162,8 @@ class GitSource:
             raise RefusedError(self._refused[2])
         try:
             return await self._take(remote, found, trust)
+        except _PASSING:
+            raise
         except _REFUSALS as error:
             self._refused = (found.id, trust, str(error))
             raise
@@ -227,8 +235,8 @@ class GitSource:
             await asyncio.to_thread(self._store.drop_repo)
         try:
             return await work()
-        except RefusedError:
-            raise
+        except (RefusedError, UnverifiedError):
+            raise  # It was fetched well, and judged.
         except (TooLargeError, SlowError):
             await asyncio.to_thread(self._store.drop_repo)  # With all that came already.
             raise
@@ -282,6 +290,7 @@ class GitSource:
                 commit=revision.commit,
                 changed=revision.changed,
                 signed_by=revision.signed_by,
+                removed=revision.removed,
                 checked_at=self._checked_at,
             ),
         )
@@ -316,7 +325,7 @@ class GitSource:
     async def _prune(self) -> None:
         with contextlib.suppress(OSError):  # What could not be removed is removed the next time.
             current = self._current.name if self._current else ""
-            await asyncio.to_thread(self._store.prune, current, self._options.keep)
+            await asyncio.to_thread(self._store.prune, current, self._options.keep, self._options.in_use)
 
     def _suffix(self) -> str:
         """Tells exports of one commit for different folders of it apart."""

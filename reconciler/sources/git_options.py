@@ -34,6 +34,7 @@ class GitOptions:
         max_files: Files and folders that one commit may have.
         depth: Commits of history that are fetched, to say who changed a file last.
         keep: Revisions kept on disk besides the one served.
+        in_use: A file that names, by their ids, the folders that running versions read; they stay on disk too.
         protocols: Which may be used. "http" to other machines and "file" have to be named here.
     """
 
@@ -54,6 +55,7 @@ class GitOptions:
     max_files: int = 10_000
     depth: int = 50
     keep: int = 20
+    in_use: Path | None = None
     protocols: tuple[str, ...] = ("https", "ssh")
 
     def check(self) -> None:

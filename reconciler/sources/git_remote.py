@@ -34,6 +34,10 @@ class RefusedError(GitError):
     """What the remote has is not accepted, and will not be until it has something else."""
 
 
+class AbsentError(RefusedError):
+    """The remote does not have it now. A server that lags behind, or somebody who pushes, may bring it."""
+
+
 class Found(NamedTuple):
     """What a ref is at the remote: its full name ("" for a commit by its id), and the commit's or tag's id."""
 
@@ -106,6 +110,7 @@ class Remote:
 
         Raises:
             RefusedError: It leads to no commit.
+            AbsentError: The remote does not have it.
             TooLargeError: It would take more than is allowed.
             GitError: It cannot be fetched.
         """
@@ -128,7 +133,7 @@ class Remote:
             if "fsck error" in error.said:
                 raise RefusedError(f"the repository's objects are not sound: {error}") from None
             if "not our ref" in error.said or "find remote ref" in error.said:
-                raise RefusedError(f"the repository has no {source}") from None
+                raise AbsentError(f"the repository has no {source}") from None
             raise
         object_id = await self._line("rev-parse", "--verify", _INCOMING)
         try:
@@ -193,7 +198,8 @@ class Remote:
                 place = end + 2 + sizes[object_id]
 
     async def last_changes(self, commit: str, path: str) -> dict[str, Commit]:
-        """Which commit changed each file directly in a folder last, as far as the fetched history tells.
+        """Which commit changed each file directly in a folder last, or removed it, as far as the fetched history
+        tells; the newest change first.
 
         At the end of a shallow history every file looks new: what is said there says nothing. Where the history
         itself is hostile, or too large, nothing is known.

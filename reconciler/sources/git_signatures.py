@@ -36,11 +36,17 @@ _REASONS = (
     ("No principal matched", "its key is not one of the allowed signers'"),
     ("allowedSignersFile", "it is signed by ssh, and no allowed signers are given"),
 )
+_NOT_CHECKED = ("cannot run ", "could not create temporary file", "failed writing detached signature")
+"""What git says where it could not ask ssh-keygen or gpg."""
 _MOST_KEYS = 1 << 20
 
 
 class UnverifiedError(GitError):
     """No signature that is trusted."""
+
+
+class UncheckedError(UnverifiedError):
+    """Whether there is one could not be checked: for want of a program, of a file, or of time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ class Trust:
         """Names what is trusted now; another one makes what was verified before worth nothing.
 
         Raises:
-            UnverifiedError: One of the files cannot be read.
+            UncheckedError: One of the files cannot be read.
         """
         if self.verify == "no":
             return "no"
@@ -84,6 +90,7 @@ async def signer_of(trust: Trust, object_id: str, *, tag: str, repo: Path, home:
 
     Raises:
         UnverifiedError: No trusted signature is on it.
+        UncheckedError: That cannot be told.
         GitError: git does not work.
     """
     what = "the tag" if tag else "the commit"
@@ -111,6 +118,8 @@ async def signer_of(trust: Trust, object_id: str, *, tag: str, repo: Path, home:
 
 def _judge(result: Output, what: str) -> str:
     said = result.stderr
+    if result.code < 0 or any(text in said for text in _NOT_CHECKED):
+        raise UncheckedError(f"{what} is refused: its signature could not be checked: {_first_line(said)}")
     if result.code == 0 and not _GPG_BAD.search(said):
         if match := _SSH_GOOD.search(said):
             return printable(f"{match['who']} {match['key']}")
@@ -123,6 +132,10 @@ def _judge(result: Output, what: str) -> str:
             "it is not signed" if not said.strip() or "no signature" in said else "its signature is not accepted"
         )
     raise UnverifiedError(f"{what} is refused: {reason}")
+
+
+def _first_line(said: str) -> str:
+    return printable(said.strip().partition("\n")[0]) or "git was killed"
 
 
 async def _check_tag_name(object_id: str, tag: str, *, repo: Path, home: Path) -> None:
@@ -149,16 +162,16 @@ async def _import(keys: Path, folder: Path) -> None:
             start_new_session=True,
         )
     except FileNotFoundError:
-        raise UnverifiedError("signatures by GPG cannot be checked: there is no gpg command") from None
+        raise UncheckedError("signatures by GPG cannot be checked: there is no gpg command") from None
     try:
         async with asyncio.timeout(30):
             await process.communicate(await asyncio.to_thread(_read, keys))
     except TimeoutError:
-        raise UnverifiedError("gpg did not read the public keys within 30 s") from None
+        raise UncheckedError("gpg did not read the public keys within 30 s") from None
     finally:
         await children.end(process)
     if process.returncode:
-        raise UnverifiedError(f"{keys}: gpg cannot read these public keys")
+        raise UncheckedError(f"{keys}: gpg cannot read these public keys")
 
 
 def _read(file: Path) -> bytes:
@@ -166,7 +179,7 @@ def _read(file: Path) -> bytes:
         with file.open("rb") as stream:
             content = stream.read(_MOST_KEYS + 1)
     except OSError as error:
-        raise UnverifiedError(f"{file}: {error.strerror or error}") from None
+        raise UncheckedError(f"{file}: {error.strerror or error}") from None
     if len(content) > _MOST_KEYS:
-        raise UnverifiedError(f"{file}: larger than {_MOST_KEYS >> 20} MiB")
+        raise UncheckedError(f"{file}: larger than {_MOST_KEYS >> 20} MiB")
     return content

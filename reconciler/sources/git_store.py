@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.core.git_names import GitError
-from reconciler.core.parse import Problem
+from reconciler.core.parse import SUFFIXES, Problem
 from reconciler.core.provenance import Commit
 from reconciler.host.files import write_atomic
 
 _LOOKED_AT_KEPT = 5
+_MOST_REMOVED = 1000
 _LOCK_LOOK_SECONDS = 0.05
 
 
@@ -46,6 +47,7 @@ class Revision:
         problems: Files that are left out.
         objects: The tree id of each folder that models may name, by relative path.
         changed: Which commit changed a file last.
+        removed: Which commit removed a file that is gone, of the last ones.
         trust: What its signature was checked against; "" where it was not.
         signed_by: Whose signature it carries.
     """
@@ -59,6 +61,7 @@ class Revision:
     changed: Mapping[str, Commit] = field(default_factory=dict)
     trust: str = ""
     signed_by: str = ""
+    removed: Mapping[str, Commit] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,7 @@ class Store:
                 changed={path: Commit(**each) for path, each in found["changed"].items()},
                 trust=found["trust"],
                 signed_by=found["signed_by"],
+                removed={path: Commit(**each) for path, each in found.get("removed", {}).items()},
             )
             contents = {path: (folder / "tree" / path).read_bytes() for path in revision.files}
             whole = all(blob_id(contents[path]) == each for path, each in revision.files.items())
@@ -219,12 +223,16 @@ class Store:
         """Write anew what is known of a revision on disk: its signature, and who changed what."""
         write_atomic(self._revisions / revision.name / "revision.json", json.dumps(asdict(revision)))
 
-    def prune(self, current: str, keep: int) -> None:
+    def prune(self, current: str, keep: int, in_use: Path | None = None) -> None:
         """Forget all but the revisions last used, and what only the forgotten ones used.
 
         Args:
             current: The revision that is served; it stays in any case.
             keep: How many others that were taken over stay; of those only looked at, a few do.
+            in_use: A file that names folders which stay, whatever revision they are of.
+
+        Raises:
+            OSError: That file cannot be read, or something cannot be removed.
         """
         taken: list[str] = []
         looked: list[str] = []
@@ -238,8 +246,9 @@ class Store:
                 used.update(self._about(each.name).get("objects", {}).values())
             else:
                 self._drop(each)
+        named = in_use.read_text(encoding="utf-8") if in_use is not None and in_use.exists() else ""
         for each in list(self._objects.iterdir()):
-            if each.name not in used:
+            if each.name not in used and each.name not in named:
                 self._drop(each)
         for each in list(self._blobs.iterdir()):
             if each.stat().st_nlink == 1:
@@ -287,7 +296,7 @@ def blob_id(content: bytes) -> str:
 
 
 def with_changes(revision: Revision, found: Mapping[str, Commit], known: Revision | None) -> Revision:
-    """A revision with who changed each file: as fetched, or as known of the same content from before."""
+    """A revision with who changed or removed each file: as fetched, or as known from before."""
     before = {} if known is None else {path: known.changed[path] for path in known.changed if path in known.files}
     changed = {}
     for path, object_id in revision.files.items():
@@ -295,7 +304,9 @@ def with_changes(revision: Revision, found: Mapping[str, Commit], known: Revisio
             changed[path] = found[path]
         elif known is not None and path in before and known.files[path] == object_id:
             changed[path] = before[path]
-    return replace(revision, changed=changed)
+    gone = {**found, **({} if known is None else {p: c for p, c in known.removed.items() if p not in found})}
+    removed = [path for path in gone if path not in revision.files and path.lower().endswith(SUFFIXES)]
+    return replace(revision, changed=changed, removed={path: gone[path] for path in removed[:_MOST_REMOVED]})
 
 
 def _used(folder: Path) -> float:

@@ -16,7 +16,14 @@ from reconciler.core.desired import Snapshot
 from reconciler.core.provenance import Commit, Provenance
 from reconciler.core.yaml_reader import MAX_BYTES
 from reconciler.sources.folder import MAX_FILES, FolderSource
-from reconciler.sources.git_tree import has_folder, links_of, model_files, parse_listing, without_pointers
+from reconciler.sources.git_tree import (
+    has_folder,
+    links_of,
+    model_files,
+    named_folders,
+    parse_listing,
+    without_pointers,
+)
 
 _GIT_SECONDS = 30.0
 _MAX_LISTING = 64 * 1024 * 1024
@@ -58,6 +65,8 @@ class FixedSource:
 
 async def proposed(against: str, models_dir: Path) -> Snapshot:
     """The model files of a proposed tree, under the names that they would have in the models folder.
+
+    The `objects` of a revision say what its folders hold, not where that is: they do to compare two trees.
 
     Args:
         against: A folder of model files; or, where no folder has that name, a revision of the git work tree that
@@ -126,6 +135,8 @@ def _read_revision(revision: str, models_dir: Path) -> Snapshot:
         files={path: contents[each] for path, each in chosen.files.items()},
         folder=str(folder),
         problems=chosen.problems,
+        # They lie nowhere: a place that is only their content will do to compare them.
+        objects={path: entries[place].id for path, place in named_folders(entries, inside).items()},
         provenance=Provenance(url=top, ref=revision, commit=commit),
     )
 

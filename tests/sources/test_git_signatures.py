@@ -16,7 +16,9 @@ from reconciler.core.git_names import GitError
 from reconciler.sources.git import GitSource
 
 from .conftest import MODEL, Make
-from .git_server import Repository
+from .git_server import GitServer, Repository
+
+B = "name: b\nsource: {repo: org/b}\n"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,38 @@ async def test_an_unsigned_commit_is_refused(make: Make, repo: Repository, keys:
     repo.commit({"models.d/b.yaml": MODEL})
     await _refuses(source, "it is not signed", events)
     signed = repo.commit({"models.d/b.yaml": MODEL}, "-S")
+    assert await source.fetch()
+    assert (await source.read()).revision == signed
+
+
+async def test_a_commit_that_is_refused_is_fetched_once(
+    make: Make, repo: Repository, keys: Keys, server: GitServer
+) -> None:
+    source = await _started(make, repo, keys)
+    server.requests.clear()
+    repo.commit({"models.d/b.yaml": MODEL}, "-S")
+    assert await source.fetch()
+    good = server.requests.count("/models.git/git-upload-pack")
+    server.requests.clear()
+    repo.commit({"models.d/b.yaml": B})
+    assert not await source.fetch()
+    assert server.requests.count("/models.git/git-upload-pack") == good
+
+
+async def test_once_the_program_is_there_the_same_commit_is_taken_over(
+    make: Make, repo: Repository, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = await _started(make, repo, keys)
+    signed = repo.commit({"models.d/b.yaml": MODEL}, "-S")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "git").symlink_to(str(shutil.which("git")))
+    with monkeypatch.context() as without:
+        without.setenv("PATH", str(programs))
+        assert not await source.fetch()
+    provenance = (await source.read()).provenance
+    assert provenance is not None
+    assert "could not be checked" in provenance.problem
     assert await source.fetch()
     assert (await source.read()).revision == signed
 

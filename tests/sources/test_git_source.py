@@ -1,6 +1,7 @@
 """The git source against a real git server: what is taken over, when, and what is said about it."""
 
 import asyncio
+import json
 import os
 import shutil
 import time
@@ -219,6 +220,31 @@ async def test_one_commit_can_be_followed(make: Make, repo: Repository) -> None:
     assert not await source.fetch()
 
 
+async def test_a_commit_that_is_pushed_later_is_taken_over_then(make: Make, repo: Repository) -> None:
+    repo.commit({"models.d/a.yaml": MODEL})
+    repo.git("commit", "--quiet", "--allow-empty", "-m", "not pushed yet")
+    source = make(ref=repo.head())
+    for _ in range(2):
+        assert not await source.fetch()
+        assert "the repository has no" in (await source.read()).unreadable
+    repo.push()
+    assert await source.fetch()
+
+
+async def test_what_was_refused_is_judged_anew_when_somebody_asks(
+    make: Make, repo: Repository, server: GitServer
+) -> None:
+    repo.commit({"README": "x"})
+    source = make()
+    assert not await source.fetch()
+    server.requests.clear()
+    assert not await source.fetch()
+    looked = len(server.requests)
+    source.forget_refusal()
+    assert not await source.fetch()
+    assert len(server.requests) - looked > looked  # It was fetched too.
+
+
 async def test_a_name_of_both_a_branch_and_a_tag_is_refused(make: Make, repo: Repository) -> None:
     repo.commit({"models.d/a.yaml": MODEL})
     repo.git("tag", "main")
@@ -345,6 +371,27 @@ async def test_who_changed_a_file_is_known_behind_the_fetched_history(make: Make
     assert set(changed) == {"models.d/b.yaml"}
 
 
+async def test_who_removed_a_file_is_known_though_others_came_later(make: Make, repo: Repository) -> None:
+    repo.commit({"models.d/a.yaml": MODEL, "models.d/b.yaml": B, "models.d/notes": "x"})
+    source = make(depth=3)
+    await source.fetch()
+    for file in ("b.yaml", "notes"):
+        (repo.work / "models.d" / file).unlink()
+    gone = repo.commit()
+    repo.commit({"README": "x"})
+    for count in range(2):
+        assert await source.fetch()
+        provenance = (await source.read()).provenance
+        assert provenance is not None
+        assert {path: each.id for path, each in provenance.removed.items()} == {"models.d/b.yaml": gone}
+        assert "models.d/b.yaml" not in provenance.changed
+        for each in range(5):  # Behind what is fetched, by the second time.
+            repo.commit({"README": f"{count} {each}"})
+    again = (await make(depth=3).read()).provenance
+    assert again is not None
+    assert set(again.removed) == {"models.d/b.yaml"}
+
+
 async def test_a_change_that_came_by_a_merge_is_its_authors(make: Make, repo: Repository) -> None:
     repo.commit({"models.d/a.yaml": MODEL})
     repo.git("checkout", "--quiet", "-b", "topic")
@@ -371,6 +418,25 @@ async def test_only_so_many_revisions_stay(make: Make, repo: Repository, tmp_pat
     assert len(list((state / "objects").iterdir())) == 2
     assert len(list((state / "blobs").iterdir())) == 4
     assert await make(keep=2).read() == await source.read()
+
+
+async def test_the_folder_that_a_running_version_reads_stays_whatever_comes(
+    make: Make, repo: Repository, tmp_path: Path
+) -> None:
+    records = tmp_path / "records.json"
+    source = make(keep=1, in_use=records)
+    repo.commit({"models.d/a.yaml": MODEL, "models.d/w/x": "0"})
+    await source.fetch()
+    folder = Path((await source.read()).objects["w"])
+    records.write_text(json.dumps({"a": {"previous": {"args": [str(folder)]}}}))
+    for count in range(1, 5):
+        repo.commit({"models.d/w/x": str(count)})
+        assert await source.fetch()
+    assert (folder / "x").read_text() == "0"
+    records.unlink()
+    repo.commit({"models.d/w/x": "5"})
+    assert await source.fetch()
+    assert folder not in list(folder.parent.iterdir())
 
 
 async def test_another_revision_is_looked_at_and_not_taken_over(make: Make, repo: Repository) -> None:

@@ -129,13 +129,22 @@ def test_the_commit_that_changed_the_file_and_its_author_are_named(make: Callabl
     assert [(field.path, field.old, field.new) for field in started.fields] == [
         ("engine.max_model_len", 1024, 2048)
     ]
-    # Which commit removed a file, only the tip can tell.
+    gone = {"models.d/b.yaml": TIP}
+    world.provenance = Provenance("url", "main", ADA, {}, removed=gone)
     world.edit(b=None)
     world.settle()
     removed = world.entries("b")[-1]
     assert (removed.what, removed.outcome, removed.commit, removed.cause) == (
         "remove", "done", "b" * 12, "models.d/b.yaml is gone",
     )  # fmt: skip
+
+
+def test_nobody_is_named_where_the_source_cannot_tell_who_it_was(make: Callable[..., Recorded]) -> None:
+    world = make()
+    world.provenance = Provenance("url", "main", TIP, {})
+    world.edit(a=model_file())
+    world.settle()
+    assert {(each.commit, each.author, each.subject) for each in world.entries("a")} == {("", "", "")}
 
 
 def test_a_newer_version_supersedes_one_that_was_under_way(make: Callable[..., Recorded]) -> None:
@@ -492,6 +501,22 @@ def test_a_disk_that_cannot_be_written_costs_one_warning_and_no_entry(tmp_path: 
     (tmp_path / FOLDER / NEWEST).rmdir()
     journal.command("sync", "", "no. 3")
     assert [entry.cause for entry in read(tmp_path)] == [f"no. {number}" for number in range(4)]
+
+
+def test_what_got_through_before_the_disk_was_full_is_not_there_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    journal.command("sync", "", "first")
+    write, cuts = os.write, iter([150, 0])
+
+    def short(handle: int, text: bytes) -> int:
+        return write(handle, text[: next(cuts, None)])
+
+    monkeypatch.setattr(os, "write", short)
+    for number in range(3):
+        journal.command("sync", "", f"no. {number}")
+    assert [entry.cause for entry in read(tmp_path)] == ["first", "no. 0", "no. 1", "no. 2"]
 
 
 def test_what_stands_in_its_place_is_not_followed(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ class Remote:
         self.at_once = 0
         self.most_at_once = 0
         self.woken = 0
+        self.forgiven = 0
         self.new = False
         self.down = ""
         self.fault: Exception | None = None
@@ -44,9 +45,18 @@ class Remote:
     def wake(self) -> None:
         self.woken += 1
 
+    def forgive(self) -> None:
+        self.forgiven += 1
+
     def polling(self, *, interval: float = 60.0, jitter: float = 0.0, least_pause: float = 0.0) -> Polling:
         return Polling(
-            self.fetch, self.wake, lambda: self.down, interval=interval, jitter=jitter, least_pause=least_pause
+            self.fetch,
+            self.wake,
+            lambda: self.down,
+            interval=interval,
+            jitter=jitter,
+            least_pause=least_pause,
+            forgive=self.forgive,
         )
 
 
@@ -138,6 +148,20 @@ async def test_the_first_look_is_at_once_and_the_others_at_the_interval(schedule
     seen = remote.began
     await asyncio.sleep(0.4)
     assert remote.began <= seen + 1  # one that the scheduler had begun; the lead shuts it down next
+
+
+async def test_who_asks_has_what_was_refused_judged_anew_and_the_interval_has_not(
+    scheduler: AsyncIOScheduler,
+) -> None:
+    remote = Remote()
+    polling = remote.polling()
+    polling.add_to(scheduler)
+    await until(lambda: remote.began == 1)
+    assert remote.forgiven == 0
+    await polling.sync()
+    polling.look_soon()
+    assert remote.forgiven == 2
+    await polling.close()
 
 
 async def test_a_look_that_comes_late_is_not_left_out(scheduler: AsyncIOScheduler) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,24 @@ def test_it_goes_to_the_version_of_a_revision_or_of_the_commit_that_wrote_it() -
         went_back(source, *kept, to="2" * 6)
     with pytest.raises(RollbackError, match=r"333333333333 is what models.d/a.yaml declares now"):
         went_back(source, *kept, to="3" * 40)
+
+
+def test_a_folder_that_holds_something_else_now_is_not_taken_back() -> None:
+    text = "source: {path: ../weights/a}\n"
+    here = "../weights/a"
+    source = replace(snapshot(NEW, a=text, b=OTHER), objects={here: "/objects/new"})
+    then = replace(version(text, OLD), objects={here: "/objects/old"})
+    now = replace(version(text, NEW, commit=OLD[:12]), objects={here: "/objects/new"})
+    why = r"\.\./weights/a holds something else now than at 111111111111"
+    for to in (None, OLD, OLD[:7]):
+        with pytest.raises(RollbackError, match=why):
+            went_back(source, now, then, to=to)
+    with pytest.raises(RollbackError, match=why):
+        rules.to_revision(OLD, {A: text}, [], source, now=NOW, objects={here: "/objects/old"})
+    # Of a folder that no file of it names nothing hangs.
+    assert rules.to_revision(OLD, {B: OTHER}, [], source, now=NOW, objects={here: "/objects/old"}).model is None
+    assert went_back(source, now, replace(version("source: {path: ../weights/a}\ndescription: x\n", "r1"),
+                                          objects={here: "/objects/new"})).revision_to == "r1"  # fmt: skip
 
 
 def test_there_may_be_nothing_to_go_back_to() -> None:

@@ -18,6 +18,8 @@ from reconciler.core.desired import Desired
 from reconciler.core.forge import Forge, checked_url, forge_of
 from reconciler.core.outcome import Outcome, State
 from reconciler.core.plan import Action, Change, Do, Held, HeldKind, Plan, Step
+from reconciler.host.settings import Settings
+from reconciler.loop.source import make_write_back
 from reconciler.loop.write_back import TOKEN_VARIABLE, CommitStatus, Notify, Target, WriteBack
 
 TOKEN = "planted-token-0123456789"
@@ -421,3 +423,17 @@ def test_a_state_that_a_forge_has_no_word_for_is_none_of_ours() -> None:
         ]
         assert set(told) <= {"pending", "success", "failure", "failed", "error", "canceled"}
         assert len(set(told)) == 4
+
+
+def test_who_is_told_hears_which_repository_it_is(tmp_path: Path) -> None:
+    url = "https://git.example.com/ops/models.git"
+    settings = Settings(
+        source="git", git_url=url, git_ref="main", notify_url="https://example.com/x", state_dir=tmp_path
+    )
+    made = make_write_back(settings)
+    assert made is not None
+    (target,) = (sender._target for sender in made._senders)
+    call = target.call(Outcome("1" * 40, State.SUCCESS, "well"))
+    assert call is not None
+    told = json.loads(call.body)
+    assert (told["repository"], told["ref"]) == (url, "main")
