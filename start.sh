@@ -613,7 +613,7 @@ write_environment() {
 }
 
 # The end-to-end tests wait for models to load, most of the time; those that only compute run meanwhile, and step back
-# for them. Those that have the clock in them (tests/conftest.py) come when nothing else runs.
+# for them. Those that have the clock in them (conftest.py) come when nothing else runs.
 run_all_tests() {
     local others=$STATE/tests.log pid
     say "${BOLD}\$ pytest -m 'not e2e and not live'${PLAIN} (in the background; its output follows)"

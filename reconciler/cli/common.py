@@ -1,5 +1,6 @@
 """What commands share: settings, exit codes, how a command ends."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +20,17 @@ from reconciler.weights.store import WeightStore
 
 OK, ERROR, PENDING, PARTIAL, REFUSED = 0, 1, 2, 3, 4
 IS_RAY_RUNNING = "Is Ray running? ./start.sh starts it; RECONCILE_RAY_DASHBOARD names another one."
+
+
+def ray_hint(settings: Settings) -> str:
+    """What would help where Ray does not answer, or does not let us in."""
+    file = settings.state_dir.absolute() / "env"
+    if settings.ray_token_path is not None or not file.is_file():
+        return IS_RAY_RUNNING
+    return (
+        "This shell does not know the token of the Ray that ./start.sh starts:\n"
+        f"  source {shlex.quote(str(file))}\n  {IS_RAY_RUNNING}"
+    )
 
 
 def exit_code(plan: Plan, *, problems: bool) -> int:

@@ -11,7 +11,7 @@ import yaml
 from reconciler.cli.common import ERROR, OK, PARTIAL, fail, open_weights
 from reconciler.cli.show import print_json, show_problems
 from reconciler.core.desired import Desired, Snapshot, compile_desired, revision_of, wanted_in
-from reconciler.core.parse import SUFFIXES, parse_all
+from reconciler.core.parse import SUFFIXES, Problem, parse_all
 from reconciler.core.render import RenderError
 from reconciler.core.schema import json_schema
 from reconciler.host.settings import Settings
@@ -19,7 +19,7 @@ from reconciler.loop.rendering import make_renderer
 from reconciler.loop.rollbacks import RollbackStore
 from reconciler.loop.source import make_source
 from reconciler.ray_serve.schema import complaint_about
-from reconciler.sources.folder import FolderSource
+from reconciler.sources.folder import FolderSource, read_file
 from reconciler.weights.store import WeightStore
 
 
@@ -106,12 +106,23 @@ def schema() -> None:
 
 def _read(path: Path) -> Snapshot:
     """A folder as a source reads it, or one file as a folder of one."""
-    if path.is_dir() or not path.exists():
-        return asyncio.run(FolderSource(path).read())
+    name = str(path).encode("utf-8", "backslashreplace").decode()
+    try:
+        if path.is_dir() or not path.exists():
+            return asyncio.run(FolderSource(path).read())
+    except OSError as error:  # Of the folder that it lies in.
+        fail(f"{name}: {error.strerror or error}")
     if path.suffix.lower() not in SUFFIXES:
-        fail(f"{path}: model files end in .yaml or .yml")
-    files = {str(path): path.read_bytes()}
-    return Snapshot(revision=revision_of(files), files=files, folder=str(path.resolve().parent))
+        fail(f"{name}: model files end in .yaml or .yml")
+    files: dict[str, bytes] = {}
+    problems: list[Problem] = []
+    try:
+        # As of a folder: what waits for ever, or has no end, is not opened.
+        files[name], _ = read_file(path)
+    except OSError as error:
+        problems.append(Problem(name, 1, 1, f"cannot be read: {error.strerror or error}"))
+    folder = str(path.absolute().parent)
+    return Snapshot(revision=revision_of(files), files=files, folder=folder, problems=tuple(problems))
 
 
 def _compile(settings: Settings, snapshot: Snapshot) -> Desired:

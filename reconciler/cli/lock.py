@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from reconciler.cli.common import IS_RAY_RUNNING, OK, REFUSED, fail
+from reconciler.cli.common import OK, REFUSED, fail, ray_hint
 from reconciler.cli.show import print_json
 from reconciler.core.lease import (
     HOLDS_SECONDS,
@@ -109,7 +109,7 @@ def _run(settings: Settings, work: Callable[[LeaseStore], Awaitable[T]]) -> T:
         click.echo(f"reconcile: {error}; --dangerous-take takes it all the same", err=True)
         sys.exit(REFUSED)
     except (LeaseStoreError, ServeUnreachableError) as error:
-        fail(f"{error}\n  {IS_RAY_RUNNING}")
+        fail(f"{error}\n  {ray_hint(settings)}")
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
 

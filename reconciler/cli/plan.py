@@ -4,12 +4,24 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from reconciler import __version__
-from reconciler.cli.common import OK, PARTIAL, PENDING, REFUSED, configure_log, exit_code, fail, quiet, unobserved
+from reconciler.cli.common import (
+    OK,
+    PARTIAL,
+    PENDING,
+    REFUSED,
+    configure_log,
+    exit_code,
+    fail,
+    quiet,
+    ray_hint,
+    unobserved,
+)
 from reconciler.cli.progress import download_bars
 from reconciler.cli.run import no_lease, run_to_end, show_outcome
 from reconciler.cli.show import print_json, show_plan, show_problems
@@ -46,8 +58,8 @@ from reconciler.sources.proposed import FixedSource, ProposedError, is_folder, p
 
 _WITHOUT = (
     "A plan needs Ray's dashboard (RECONCILE_RAY_DASHBOARD) and the file with its token\n"
-    "  (RECONCILE_RAY_TOKEN_PATH). Is Ray running? ./start.sh starts it. Where there is no access,\n"
-    "  `reconcile plan --without-cluster` compares the files of two trees."
+    "  (RECONCILE_RAY_TOKEN_PATH). Where there is no access, `reconcile plan --without-cluster` compares the\n"
+    "  files of two trees."
 )
 
 
@@ -80,7 +92,11 @@ def compare(
     """Print what two trees of model files differ in, without a look at the cluster."""
     quiet(settings)
     here = make_source(settings).place
-    found = difference(_compiled(settings, _tree(settings, base)), _compiled(settings, _tree(settings, against)))
+    trees = [_tree(settings, base), _tree(settings, against)]
+    if any(tree.provenance is None for tree in trees):
+        # Of a folder on the disk nobody knows what the folders hold that its models name.
+        trees = [replace(tree, objects={}) for tree in trees]
+    found = difference(*(_compiled(settings, tree) for tree in trees))
     if output == "json":
         problems = [str(problem) for problem in found.problems]
         print_json({"difference": difference_to_json(found), "problems": problems, "without_cluster": True})
@@ -113,11 +129,14 @@ def apply(settings: Settings, file: Path, *, output: str) -> int:
 
 async def _look(settings: Settings, against: str | None) -> tuple[Snapshot, Look]:
     snapshot = await _files(settings, against)
+    if against is not None and settings.source != "git":
+        # The folders that models name are those on the disk, whatever is proposed.
+        snapshot = replace(snapshot, objects={})
     try:
         # The same files as the plan is saved with, whatever is written meanwhile.
         look = await service.look_once(settings, _options(settings), source=FixedSource(snapshot))
     except ServeUnreachableError as error:
-        unobserved(error, _WITHOUT)
+        unobserved(error, f"{ray_hint(settings)}\n  {_WITHOUT}")
     return snapshot, look
 
 
@@ -127,7 +146,7 @@ async def _apply(
     # Fixed, so that a file which changes while models load is none of this plan.
     source = FixedSource(await _files(settings, None))
     check(saved, await service.look_once(settings, _options(settings), source=source))
-    return await service.converge_once(settings, _options(settings), on_downloads, source=source)
+    return await service.converge_once(settings, _options(settings), on_downloads, source=source, saved=saved)
 
 
 async def _files(settings: Settings, against: str | None) -> Snapshot:

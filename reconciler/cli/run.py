@@ -21,6 +21,7 @@ from reconciler.cli.common import (
     exit_code,
     fail,
     quiet,
+    ray_hint,
     unobserved,
 )
 from reconciler.cli.progress import download_bars
@@ -38,7 +39,7 @@ from reconciler.loop import service
 from reconciler.loop.exposed import check_exposure
 from reconciler.loop.lease import NoLeaseError
 from reconciler.loop.loop import Look
-from reconciler.loop.running import RefusedError, ask_running
+from reconciler.loop.running import RefusedError, ask_running, nothing_newer
 from reconciler.loop.source import check_source
 from reconciler.ray_serve.client import ServeRefusedError, ServeUnreachableError
 from reconciler.weights.revisions import PinsUnreadableError
@@ -49,7 +50,7 @@ T = TypeVar("T")
 def dry_run(settings: Settings, wishes: Wishes, *, output: str, detailed_exitcode: bool) -> int:
     """Print the plan; change nothing."""
     quiet(settings)
-    look = run_to_end(service.look_once(settings, _options(settings, wishes)))
+    look = run_to_end(service.look_once(settings, _options(settings, wishes)), ray_hint(settings))
     if output == "json":
         print_json({"plan": plan_to_json(look.plan), "problems": [str(p) for p in look.desired.problems]})
     else:
@@ -67,18 +68,13 @@ def converge(settings: Settings, wishes: Wishes, *, output: str) -> int:
     try:
         with exclusive(settings.state_dir), download_bars() as show:
             configure_log(settings, keep=True)
-            look = run_to_end(service.converge_once(settings, options, show))
+            look = run_to_end(service.converge_once(settings, options, show), ray_hint(settings))
     except NoLeaseError as error:
         return no_lease(error)
     except AlreadyRunningError as running:
         click.echo(f"A reconciler is running here (process {running.pid}); it is asked to do it.", err=True)
         return _ask_running(settings, wishes, output=output)
-    code = show_outcome(look, output=output)
-    given = look.desired.provenance
-    if given is None or not given.problem:
-        return code
-    click.echo(f"reconcile: nothing newer than {given.commit.short}: {given.problem}", err=True)
-    return PARTIAL if code == OK else code
+    return _unless_held_back(show_outcome(look, output=output), nothing_newer(look.desired.provenance))
 
 
 def show_outcome(look: Look, *, output: str) -> int:
@@ -138,9 +134,17 @@ def _ask_running(settings: Settings, wishes: Wishes, *, output: str) -> int:
             click.echo(f"refused: {refusal['reason']} (allowed by {refusal['flag']})")
         summary = plan["summary"]
         click.echo(f"{summary['unchanged']} models are as their files want them, {summary['resting']} at rest.")
-    if plan["refused"]:
-        return REFUSED
-    return PARTIAL if plan["held"] or problems else OK
+    code = PARTIAL if plan["held"] or problems else OK
+    # One of an earlier version does not say it.
+    return _unless_held_back(REFUSED if plan["refused"] else code, str(outcome.get("source_problem", "")))
+
+
+def _unless_held_back(code: int, held_back: str) -> int:
+    """Say what keeps newer files away; gives the exit code with that."""
+    if not held_back:
+        return code
+    click.echo(f"reconcile: {held_back}", err=True)
+    return PARTIAL if code == OK else code
 
 
 def _options(settings: Settings, wishes: Wishes) -> Options:
@@ -151,14 +155,19 @@ def _options(settings: Settings, wishes: Wishes) -> Options:
     )
 
 
-def run_to_end(work: Coroutine[Any, Any, T]) -> T:
-    """Run it; what a person can mend is a message and exit 1."""
+def run_to_end(work: Coroutine[Any, Any, T], hint: str = IS_RAY_RUNNING) -> T:
+    """Run it; what a person can mend is a message and exit 1.
+
+    Args:
+        work: What is to be done.
+        hint: What would help where Ray does not answer.
+    """
     try:
         return asyncio.run(work)
     except ServeUnreachableError as error:
-        unobserved(error, IS_RAY_RUNNING)
+        unobserved(error, hint)
     except (ServeRefusedError, LeaseStoreError) as error:
-        fail(f"{error}\n  {IS_RAY_RUNNING}")
+        fail(f"{error}\n  {hint}")
     except (
         RenderError,
         FileNotFoundError,

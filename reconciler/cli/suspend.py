@@ -4,6 +4,7 @@ Through the reconciler that runs; where none does, what is asked for is written 
 """
 
 import asyncio
+import difflib
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from datetime import datetime
@@ -13,16 +14,22 @@ import click
 
 from reconciler.cli.common import OK, fail, no_answer, quiet, with_near
 from reconciler.cli.show import print_json
+from reconciler.core.parse import parse_all
 from reconciler.core.spec import parse_duration
 from reconciler.core.suspension import ALL
 from reconciler.host.lock import AlreadyRunningError, exclusive, holder
 from reconciler.host.settings import Settings
 from reconciler.loop import running
 from reconciler.loop.by_hand import suspended
-from reconciler.loop.running import NoReconcilerError, RefusedError, Resumed
+from reconciler.loop.memory import Memory
+from reconciler.loop.rollbacks import RollbackStore
+from reconciler.loop.running import NoReconcilerError, RefusedError, Resumed, Suspended
+from reconciler.loop.source import make_source
 from reconciler.loop.suspensions import SuspensionError, SuspensionStore
 
 T = TypeVar("T")
+
+_LONGEST_NAME = 500
 
 
 def suspend(settings: Settings, name: str | None, *, duration: str | None, reason: str, output: str) -> int:
@@ -34,7 +41,7 @@ def suspend(settings: Settings, name: str | None, *, duration: str | None, reaso
     given = _do(
         settings,
         lambda: running.suspend(settings.state_dir, name, seconds, reason),
-        lambda store: suspended(store.suspend(name or ALL, seconds=seconds, reason=reason)),
+        lambda store: _suspend_here(settings, store, name, seconds=seconds, reason=reason),
     )
     if output == "json":
         print_json(asdict(given))
@@ -52,7 +59,9 @@ def suspend(settings: Settings, name: str | None, *, duration: str | None, reaso
 def resume(settings: Settings, name: str | None, *, output: str) -> int:
     """End the suspension of a model, or with None every one."""
     ended = _do(
-        settings, lambda: running.resume(settings.state_dir, name), lambda store: _resume_here(store, name)
+        settings,
+        lambda: running.resume(settings.state_dir, name),
+        lambda store: _resume_here(settings, store, name),
     )
     if output == "json":
         print_json(asdict(ended))
@@ -63,12 +72,43 @@ def resume(settings: Settings, name: str | None, *, output: str) -> int:
     return OK
 
 
-def _resume_here(store: SuspensionStore, name: str | None) -> Resumed:
+def _suspend_here(
+    settings: Settings, store: SuspensionStore, name: str | None, *, seconds: float | None, reason: str
+) -> Suspended:
+    model = ALL if name is None else _known(settings, name)
+    return suspended(store.suspend(model, seconds=seconds, reason=reason))
+
+
+def _resume_here(settings: Settings, store: SuspensionStore, name: str | None) -> Resumed:
     if name is None:
         return Resumed(tuple(each.model for each in store.resume_everything()))
-    if store.resume(name) is None:
-        raise SuspensionError(f"{name} itself is not suspended")
-    return Resumed((name,))
+    model = name if name in {each.model for each in store.active()} else _known(settings, name)
+    if store.resume(model) is None:
+        raise SuspensionError(f"{model} itself is not suspended")
+    return Resumed((model,))
+
+
+def _known(settings: Settings, name: str) -> str:
+    """The model of that name, alias or adapter: one that is declared, or that the last reconciler had up.
+
+    Raises:
+        RefusedError: There is none.
+    """
+    source = asyncio.run(make_source(settings).read())
+    valid = parse_all(RollbackStore(settings.state_dir, read_only=True).apply(source).files).valid
+    records = Memory(settings.state_dir).records
+    if name in valid or name in records:
+        return name
+    others = {
+        other: model
+        for model, file in valid.items()
+        for other in (*file.spec.aliases, *(adapter.name for adapter in file.spec.adapters))
+    }
+    if name in others:
+        return others[name]
+    near = difflib.get_close_matches(name[:_LONGEST_NAME], sorted({*valid, *others, *records}), n=3)
+    why = f" (the model files cannot be read: {source.unreadable})" if source.unreadable else ""
+    raise RefusedError(f"no model {name[:_LONGEST_NAME]!r} is declared, and none runs{why}", tuple(near))
 
 
 def _do(settings: Settings, ask: Callable[[], Coroutine[Any, Any, T]], here: Callable[[SuspensionStore], T]) -> T:

@@ -82,6 +82,7 @@ class Lease:
         lasts: Seconds that it lives from when it was written.
         by_hand: A person's: nobody writes, and nobody renews it.
         heir: Of a person's: the `house` of the reconciler it was taken from, which gets it back first.
+        boot: Of the owner's machine, anew whenever that starts: tells a machine from a copy of it.
     """
 
     owner: str
@@ -93,11 +94,18 @@ class Lease:
     lasts: float
     by_hand: bool = False
     heir: str = ""
+    boot: str = ""
 
     @property
     def house(self) -> str:
-        """The one place where no second process can be, as the kernel locks a state directory."""
-        return f"{self.home} {self.owner}"
+        """The one place where no second process can be, as the kernel, until it is started anew, locks a state
+        directory.
+        """
+        return f"{self.home} {self.owner} {self.boot}"
+
+    def is_namesake(self, other: "Lease") -> bool:
+        """Whether the other one is of what is called the same state directory, and yet need not be it."""
+        return (self.home, self.owner) == (other.home, other.owner) and self.boot != other.boot
 
     def holds_for(self, wall: float) -> float:
         """Seconds until it ends, by its owner's clock; 0 afterwards.
@@ -200,6 +208,7 @@ def read_lease(text: str) -> Lease | None:
             lasts=min(max(_number(found["lasts"]), 0.0), LONGEST_LOCK_SECONDS),
             by_hand=found.get("by_hand") is True,
             heir=_text(found.get("heir", "")),
+            boot=_text(found.get("boot", "")),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return Lease("somebody unknown", "", "unknown", "its record cannot be read", 0.0, 0.0, LASTS_SECONDS)

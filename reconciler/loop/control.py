@@ -26,6 +26,7 @@ from reconciler.loop.by_hand import (
 from reconciler.loop.loop import Look
 from reconciler.loop.operations import Operations
 from reconciler.loop.rollbacks import RollbackAsked
+from reconciler.loop.running import nothing_newer
 
 _LONGEST_NAME = 500
 _POLL_SECONDS = 0.5
@@ -125,7 +126,8 @@ class _Answers:
 
 def _outcome(look: Look) -> JSONResponse:
     problems = [str(problem) for problem in look.desired.problems]
-    return JSONResponse({"plan": plan_to_json(look.plan), "problems": problems})
+    held_back = nothing_newer(look.desired.provenance)
+    return JSONResponse({"plan": plan_to_json(look.plan), "problems": problems, "source_problem": held_back})
 
 
 async def _read(request: Request, kind: type[A]) -> A:

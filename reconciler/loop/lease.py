@@ -48,9 +48,16 @@ _LOOK_SECONDS = 2.0
 """Between two looks while somebody else has it, or after one that failed."""
 _TRY_SECONDS, _GIVE_BACK_SECONDS = 8.0, 5.0
 _HOME_FILE = "lease-home"
+_BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
 _HOME_LENGTH = 32
 _TRIES = 20
 """How often a person's lock is tried again that a renewal came before."""
+
+
+_NAMESAKE = (
+    "that is this state directory before the machine was started anew, or a copy of the machine: it is free once "
+    f"nothing was heard of that one for {LASTS_SECONDS:.0f} s"
+)
 
 
 class NoLeaseError(Exception):
@@ -88,6 +95,18 @@ def home_of(folder: Path) -> str:
     return made
 
 
+def boot_id() -> str:
+    """What the kernel made at random when this machine was started: a copy of the machine has another one.
+
+    Where it cannot be read, each process has one of its own, and waits until its predecessor's lease ends.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        known = _BOOT_FILE.read_text(encoding="ascii").strip()
+        if known:
+            return known
+    return secrets.token_hex(_HOME_LENGTH // 2)
+
+
 class Keeper:
     """The lease of one process.
 
@@ -96,6 +115,7 @@ class Keeper:
         owner: Whose it is, as `owner_of` says.
         home: Of the state directory, as `home_of` says.
         reason: What it is wanted for.
+        boot: Of this machine, as `boot_id` says.
         off: Why there is no store.
         clock: Seconds that only grow.
         wall_clock: Seconds since the epoch.
@@ -109,6 +129,7 @@ class Keeper:
         home: str,
         reason: str,
         *,
+        boot: str = "",
         off: str = "",
         clock: Callable[[], float] = boot_clock,
         wall_clock: Callable[[], float] = time.time,
@@ -119,7 +140,7 @@ class Keeper:
         self._clock = clock
         self._wall_clock = wall_clock
         self.wake_loop = wake_loop
-        self._me = Lease(owner, secrets.token_hex(8), home, reason, 0.0, 0.0, LASTS_SECONDS)
+        self._me = Lease(owner, secrets.token_hex(8), home, reason, 0.0, 0.0, LASTS_SECONDS, boot=boot)
         self._seen: Seen | None = None
         self._confirmed: float | None = None
         self._problem = ""
@@ -144,7 +165,8 @@ class Keeper:
             return ""
         lease = self._seen.lease if self._seen is not None else None
         if lease is not None and lease.id != self._me.id:
-            return lease.in_words(self._wall_clock())
+            words = lease.in_words(self._wall_clock())
+            return f"{words}; {_NAMESAKE}" if lease.is_namesake(self._me) else words
         return self._problem or "the lease of this cluster has not been taken yet"
 
     # --- for one who stays --------------------------------------------------------------------------------
@@ -330,7 +352,7 @@ def make_keeper(settings: Settings, client: ServeClient, reason: str) -> Keeper:
         return Keeper(None, "", "", reason, off=off)
     store, folder = lease_store(settings, client), settings.state_dir
     off = "gRPC, which comes with Ray, is not installed here: nothing keeps two reconcilers apart"
-    return Keeper(store, owner_of(folder), home_of(folder), reason, off=off)
+    return Keeper(store, owner_of(folder), home_of(folder), reason, boot=boot_id(), off=off)
 
 
 # --- by hand --------------------------------------------------------------------------------------------------

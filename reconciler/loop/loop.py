@@ -154,29 +154,52 @@ class Loop:
         async with self._one_look:
             return await self.look()
 
-    async def turn(self, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:
-        """One turn: observe, plan, act."""
+    async def turn(
+        self,
+        actor: Actor,
+        front_door: FrontDoor,
+        reporter: Reporter,
+        approve: Callable[[Look], None] = nobody,
+    ) -> Look:
+        """One turn: observe, plan, act, unless `approve` raises because of what was planned."""
         async with self._one_look:
-            return await self._turn(actor, front_door, reporter)
+            look = await self.look()
+            approve(look)
+            return await self._carry_out(look, actor, front_door, reporter)
 
-    async def _turn(self, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:
-        look = await self.look()
+    async def _carry_out(self, look: Look, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:
         # Whatever is logged from here on, by what this turn starts too, says of which revision it is.
         structlog.contextvars.bind_contextvars(revision=look.desired.revision)
         front_door.publish(look.desired, look.observed, look.plan)
         reporter.report(look.plan, look.desired)
+        # Before anything is done: that may fail, in turn after turn, or be the last thing that this process does.
+        self.last = look
+        if actor.may_write():
+            self._note(look)
         # What need not be up is not missed, once that was said.
         self._memory.forget_left(each.application for each in look.plan.drift if each.over)
         await front_door.note_use()
         await front_door.tell_revisions(look.desired, look.observed)
         await actor.act(look.plan, look.desired, look.observed)
         if actor.may_write():
-            self._note(look)
-        self.last = look
+            self._note_done(look)
         return look
 
-    async def converge(self, actor: Actor, front_door: FrontDoor, reporter: Reporter) -> Look:
+    async def converge(
+        self,
+        actor: Actor,
+        front_door: FrontDoor,
+        reporter: Reporter,
+        *,
+        approve: Callable[[Look], None] = nobody,
+    ) -> Look:
         """Take turns until there is nothing left to do or to wait for.
+
+        Args:
+            actor: Does what is planned.
+            front_door: Is told what there is.
+            reporter: Says what is new.
+            approve: Called with what the first turn saw and decided, before anything is done; it may raise.
 
         Raises:
             ServeUnreachableError: Serve did not answer, several times in a row.
@@ -186,14 +209,14 @@ class Loop:
         failures = 0
         while True:
             try:
-                look = await self.turn(actor, front_door, reporter)
+                look = await self.turn(actor, front_door, reporter, approve)
             except ServeUnreachableError:
                 failures += 1
                 if failures > len(_RETRY_SECONDS):
                     raise
                 await self._pause(_RETRY_SECONDS[failures - 1])
                 continue
-            failures = 0
+            failures, approve = 0, nobody
             if look.plan.done:
                 return look
             await self._pause(BUSY_SECONDS)
@@ -276,6 +299,9 @@ class Loop:
         self._journal.note(look.desired, look.observed, look.plan, snapshot, self._rollbacks.active())
         if not self._rollbacks.active():  # Else what is served is not what the revision says.
             self.seen(look.desired, look.plan)
+
+    def _note_done(self, look: Look) -> None:
+        """Keep what a load took, once the traffic is switched, and forget what nobody needs any more."""
         self._time_loads(look)
         # On a busy machine some model comes or goes at any time.
         if look.plan.done and not look.desired.unreadable:

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 
 from reconciler.core.overrides import Kind
+from reconciler.core.provenance import Provenance
 from reconciler.core.turn import Wishes
 from reconciler.core.weights_json import states_from_json
 from reconciler.loop.told import Freshness, Told, freshness_from_json, told_from_json
@@ -121,6 +122,13 @@ class Synced:
     author: str = ""
     subject: str = ""
     problem: str = ""
+
+
+def nothing_newer(provenance: Provenance | None) -> str:
+    """Why the files are not the newest that there are, in words; empty where they are, or nobody can tell."""
+    if provenance is None or not provenance.problem:
+        return ""
+    return f"nothing newer than {provenance.commit.short}: {provenance.problem}"
 
 
 def opened(state_dir: Path, seconds: float | None) -> aiohttp.ClientSession:

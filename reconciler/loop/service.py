@@ -2,16 +2,21 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 
 from reconciler.core.desired import Desired
 from reconciler.core.keep import what_to_keep
+from reconciler.core.saved_plan import SavedPlan
 from reconciler.core.state import Application, Observed
+from reconciler.core.suspension import ALL
 from reconciler.core.turn import Options
 from reconciler.core.weights import Copy, CopyState, Keep
 from reconciler.host.log import get_logger
+from reconciler.host.nobody import nobody
 from reconciler.host.settings import Settings
+from reconciler.loop.applying import check
 from reconciler.loop.assemble import assembled
 from reconciler.loop.exposed import check_exposure
 from reconciler.loop.loop import Look
@@ -57,6 +62,7 @@ async def converge_once(
     on_downloads: Callable[[Mapping[Copy, CopyState]], None],
     *,
     source: Source | None = None,
+    saved: SavedPlan | None = None,
 ) -> Look:
     """Make the cluster match the files, then return.
 
@@ -65,13 +71,27 @@ async def converge_once(
         options: What bears on the plan.
         on_downloads: Called with the downloads that are under way, whenever they change.
         source: Where the model files are, instead of where the settings say.
+        saved: The plan that is carried out, where there is one.
+
+    Raises:
+        StaleError: The saved plan is not what the first turn would do; nothing was done.
     """
     check_exposure(settings, front_door_alone=True)
     async with assembled(settings, options, source=source) as parts, _shown(parts.weights, on_downloads):
         if isinstance(parts.source, GitSource):
             await parts.source.fetch()
         await parts.lease.take()
-        return await parts.lease.while_held(parts.loop.converge(parts.actor, parts.front_door, parts.reporter))
+        if saved is None:
+            approve: Callable[[Look], None] = nobody
+        else:
+            approve = functools.partial(check, saved)
+            # So that the first turn, which waits for nothing, knows of hub and disk what the plan was made of.
+            await parts.loop.look(patience=PATIENCE_SECONDS, ask_hub=True)
+        converging = parts.loop.converge(parts.actor, parts.front_door, parts.reporter, approve=approve)
+        look = await parts.lease.while_held(converging)
+        if saved is not None:
+            parts.journal.command("apply", ALL, "a saved plan was applied by hand", look.plan.revision)
+        return look
 
 
 @contextlib.asynccontextmanager

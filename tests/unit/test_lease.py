@@ -67,6 +67,11 @@ def test_free_own_and_a_predecessors_leases_are_taken_at_once() -> None:
     # A copy of the directory is not its successor.
     assert free_in(seen(ANN), replace(ANN, id="9", owner="ann@clone:/s"), clock=0, wall=0) == LASTS_SECONDS
     assert free_in(seen(ANN), replace(ANN, id="9", home="other"), clock=0, wall=0) == LASTS_SECONDS
+    # Nor is the one on a copy of the machine, which has the same name and the same path.
+    assert free_in(seen(ANN), replace(ANN, id="9", boot="another"), clock=0, wall=0) == LASTS_SECONDS
+    assert replace(ANN, boot="another").is_namesake(ANN)
+    assert not replace(ANN, id="9").is_namesake(ANN)
+    assert not BOB.is_namesake(ANN)
 
 
 def test_a_persons_lock_ends_at_its_time_of_day_and_its_heir_comes_first() -> None:
@@ -74,6 +79,8 @@ def test_a_persons_lock_ends_at_its_time_of_day_and_its_heir_comes_first() -> No
     assert free_in(seen(LOCK), replace(ANN, id="9"), clock=0, wall=4600.0) == 0.0
     assert free_in(seen(LOCK), BOB, clock=100.0, wall=4600.0) == LASTS_SECONDS
     assert free_in(seen(LOCK), BOB, clock=100.0, wall=4630.0) == 0.0
+    copy = replace(ANN, id="9", boot="another")
+    assert free_in(seen(LOCK), copy, clock=100.0, wall=4600.0) == LASTS_SECONDS, "it is no heir"
     assert free_in(seen(replace(LOCK, heir="")), BOB, clock=0, wall=4600.0) == 0.0
     # The owner of the lock is as locked out as everybody else.
     assert free_in(seen(LOCK), replace(LOCK, id="9", by_hand=False), clock=0, wall=4000.0) > 0
@@ -102,7 +109,7 @@ texts = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zl", "Zp", "Cf"
 numbers = st.floats(0, LONGEST_LOCK_SECONDS)
 
 
-@given(st.builds(Lease, texts, texts, texts, texts, numbers, numbers, numbers, st.booleans(), texts))
+@given(st.builds(Lease, texts, texts, texts, texts, numbers, numbers, numbers, st.booleans(), texts, texts))
 def test_what_is_written_is_read_again(lease: Lease) -> None:
     assert read_lease(to_text(lease)) == lease
 

@@ -19,10 +19,12 @@ from reconciler.cli import lock as locking
 from reconciler.cli.lock_commands import lock as lock_command
 from reconciler.cli.lock_commands import unlock as unlock_command
 from reconciler.core.lease import HOLDS_SECONDS, LASTS_SECONDS, Kept, Lease, LeaseStoreError, read_lease, to_text
+from reconciler.loop import lease as keeping
 from reconciler.loop.lease import (
     RENEW_SECONDS,
     Keeper,
     NoLeaseError,
+    boot_id,
     home_of,
     lock_by_hand,
     owner_of,
@@ -513,7 +515,7 @@ async def test_a_lock_over_a_lock_keeps_whom_it_was_first_taken_from(make: Make,
     keeper.start()
     await within(1, keeper.wait())
     await lock(register, "ann", "one", 60.0)
-    assert (await lock(register, "bob", "two", 60.0, take=True)).heir == "a a@host:/s"
+    assert (await lock(register, "bob", "two", 60.0, take=True)).heir == "a a@host:/s "
 
 
 @in_virtual_time
@@ -621,6 +623,29 @@ async def test_a_new_cluster_at_the_same_place_is_taken_anew(make: Make, registe
     await asyncio.sleep(RENEW_SECONDS + 1)
     assert keeper.holds()
     assert register.owner == "a@host:/s"
+
+
+@in_virtual_time
+async def test_a_copy_of_the_machine_waits_as_any_other_one_and_is_told_why(register: Register) -> None:
+    def of(boot: str) -> Keeper:
+        return Keeper(register, "a@host:/s", "a", "reconcile", boot=boot, clock=clock, wall_clock=wall)
+
+    first, after_a_crash, copy = of("one"), of("one"), of("two")
+    await first._try(register)
+    await after_a_crash._try(register)
+    assert after_a_crash.holds(), "the kernel's lock says that the other one is gone"
+    with pytest.raises(NoLeaseError, match=r"a@host:/s writes .*; that is this state directory .* a copy of the"):
+        await within(0.1, copy.take())
+    after_a_crash.start()
+    copy.start()
+    for _ in range(200):
+        await asyncio.sleep(1)
+        assert after_a_crash.holds()
+        assert not copy.holds()
+    kill(after_a_crash)
+    await asyncio.sleep(LASTS_SECONDS - RENEW_SECONDS - 1)
+    assert not copy.holds()
+    await within(RENEW_SECONDS + 4, copy.wait())
 
 
 # --- the commands --------------------------------------------------------------------------------------------
@@ -734,6 +759,18 @@ def test_where_nothing_can_be_written_it_still_has_a_name(tmp_path: Path) -> Non
     file = tmp_path / "file"
     file.write_text("")
     assert len(home_of(file / "state")) == 32
+
+
+def test_a_start_of_the_machine_has_a_name_and_where_none_can_be_read_each_process_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert boot_id() == boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    for content in (None, b"", b"\xff"):
+        file = tmp_path / f"{content!r}"
+        if content is not None:
+            file.write_bytes(content)
+        monkeypatch.setattr(keeping, "_BOOT_FILE", file)
+        assert boot_id() != boot_id()
 
 
 def test_an_owner_has_user_host_and_folder_and_nothing_a_terminal_obeys(

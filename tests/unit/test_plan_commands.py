@@ -3,6 +3,7 @@
 import asyncio
 import json
 import stat
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -109,6 +110,26 @@ def test_two_trees_are_compared_without_a_cluster(other: Path) -> None:
     )
 
 
+def test_a_changed_folder_of_two_revisions_is_a_difference(models: Path, tmp_path: Path) -> None:
+    def commit(content: str) -> None:
+        (tmp_path / "weights").mkdir(exist_ok=True)
+        (tmp_path / "weights" / "w").write_text(content)
+        for arguments in (["add", "--all"], ["-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+            subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (models / "a.yaml").write_text(MODEL % "../weights")
+    commit("one")
+    commit("two")
+    two = ("--without-cluster", "--detailed-exitcode", "--base", "HEAD^", "--against")
+    done = run(plan, *two, "HEAD")
+    assert done.exit_code == 2, done.output
+    assert "because the content of a folder that models.d/a.yaml names changed" in done.output
+    assert run(plan, *two, "HEAD^").exit_code == 0
+    # What a folder on the disk holds nobody looked up.
+    assert run(plan, *two, "models.d").exit_code == 0
+
+
 def test_the_exit_code_says_what_was_found(other: Path) -> None:
     two = ("--without-cluster", "--against", "other", "--detailed-exitcode")
     assert run(plan, *two).exit_code == 2
@@ -204,7 +225,7 @@ def converged(monkeypatch: pytest.MonkeyPatch) -> list[Snapshot]:
     """The files that were converged to. Converging itself takes an edge and a Ray."""
     found: list[Snapshot] = []
 
-    async def converge(settings: Any, options: Any, on_downloads: Any, *, source: Any) -> Any:
+    async def converge(settings: Any, options: Any, on_downloads: Any, *, source: Any, saved: Any) -> Any:
         # Whatever is written meanwhile is none of this plan.
         (settings.models_dir / "late.yaml").write_text(MODEL % "/nowhere/late")
         found.append(await source.read())

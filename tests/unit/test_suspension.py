@@ -17,6 +17,7 @@ from reconciler.core.suspension import ALL, Suspension, in_words, suspension_of
 from reconciler.core.target import Platform
 from reconciler.host.templates import read_template
 from reconciler.loop.directory import build_directory
+from reconciler.loop.memory import Memory
 from reconciler.loop.suspensions import FILE, SuspensionError, SuspensionStore, SuspensionsUnreadableError
 
 RENDERER = Renderer(read_template("application.json.j2", None), Platform())
@@ -167,6 +168,53 @@ def run(state: Path, *args: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models `a`, `org/b` and, of another time, `gone`."""
+    folder = tmp_path / "models.d"
+    folder.mkdir()
+    monkeypatch.setenv("RECONCILE_MODELS_DIR", str(folder))
+    (folder / "a.yaml").write_text("source: {repo: o/a}\naliases: [chat]\n")
+    (folder / "b.yaml").write_text("name: org/b\nsource: {repo: o/b}\nadapters: [{name: sql, repo: o/sql}]\n")
+    Memory(tmp_path).record(Record("gone", "models.d/gone.yaml", "gone-1", {}))
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(
+    ("name", "model"), [("chat", "a"), ("sql", "org/b"), ("org/b", "org/b"), ("gone", "gone")]
+)
+def test_a_model_is_meant_by_each_of_its_names(tmp_path: Path, name: str, model: str) -> None:
+    code, text = run(tmp_path, "suspend", name)
+    assert (code, text.startswith(f"{model}: suspended by hand.")) == (0, True), text
+    assert [each.model for each in SuspensionStore(tmp_path).active()] == [model]
+    assert run(tmp_path, "resume", name) == (0, f"{model}: resumed.\n")
+    assert SuspensionStore(tmp_path).active() == ()
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("command", ["suspend", "resume"])
+def test_a_name_that_nothing_has_is_refused(tmp_path: Path, command: str) -> None:
+    code, text = run(tmp_path, command, "chta")
+    assert code == 1
+    assert "no model 'chta' is declared, and none runs; did you mean chat?" in text
+    assert run(tmp_path, command, "zzz")[1] == "reconcile: no model 'zzz' is declared, and none runs\n"
+    assert SuspensionStore(tmp_path).active() == ()
+
+
+def test_where_no_file_can_be_read_all_can_be_suspended_and_what_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECONCILE_MODELS_DIR", str(tmp_path / "nowhere"))
+    code, text = run(tmp_path, "suspend", "a")
+    assert (code, "the model files cannot be read: " in text) == (1, True), text
+    Memory(tmp_path).record(Record("a", "models.d/a.yaml", "a-1", {}))
+    assert run(tmp_path, "suspend", "a")[0] == 0
+    assert run(tmp_path, "suspend", "--all")[0] == 0
+    # What is suspended can be resumed whatever the files say.
+    assert run(tmp_path, "resume", "a") == (0, "a: resumed.\n")
+
+
+@pytest.mark.usefixtures("files")
 def test_commands_hold_for_the_next_reconciler(tmp_path: Path) -> None:
     code, text = run(tmp_path, "suspend", "a", "--for", "2h", "--reason", "driver upgrade")
     assert code == 0, text
