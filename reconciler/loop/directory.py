@@ -52,6 +52,8 @@ class _View:
         self.going = {change.model for change in plan.changes if change.action is Action.REMOVE}
         asleep = observed.asleep | observed.turning
         self.sleepers = {observed.applications[name].model for name in asleep if name in observed.applications}
+        # Also one that is drained for it: it is not on its way out.
+        self.sleepers |= {change.model for change in plan.changes if change.action is Action.SLEEP}
         self.steps: dict[str, list[Step]] = {}
         for step in plan.steps:
             self.steps.setdefault(step.model, []).append(step)

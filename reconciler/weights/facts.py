@@ -154,7 +154,7 @@ class FactsStore:
         if isinstance(place, str):
             return True
         problem = self._problems.get(place)
-        return place not in self._facts and (problem is None or self._clock() >= problem.retry_at)
+        return place not in self._facts and (problem is None or problem.is_due(self._clock()))
 
     def _state(self, place: Place) -> FactsState:
         problem = self._problems.get(place)
@@ -183,7 +183,8 @@ class FactsStore:
         attempts = before.attempts + 1 if before is not None else 1
         pause = max(delay(attempts), getattr(error, "retry_after", None) or 0.0)
         reason = str(error) if isinstance(error, ModelFilesError) else describe(error)
-        self._problems[place] = Problem(reason, attempts, self._clock() + pause)
+        now = self._clock()
+        self._problems[place] = Problem(reason, attempts, now + pause, now)
         log.warning(
             "facts.unknown", place=str(place), reason=reason, attempts=attempts, retry_in_seconds=round(pause)
         )
@@ -192,7 +193,7 @@ class FactsStore:
         """None where nothing is new."""
         look = await self._in(self._disk, look_of_folder, Path(folder))
         problem = self._problems.get(folder)
-        waits = problem is not None and self._clock() < problem.retry_at
+        waits = problem is not None and not problem.is_due(self._clock())
         if self._looks.get(folder) == look and (folder in self._facts or waits):
             return None
         self._looks[folder] = look

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
-from reconciler.core.backoff import delay
+from reconciler.core.backoff import delay, is_due
 from reconciler.core.weights import Resolution, Wanted, is_commit
 from reconciler.host.files import write_atomic
 from reconciler.host.log import get_logger
@@ -54,11 +54,21 @@ _PINS = TypeAdapter(list[Pin])
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why something could not be had, for how often, and when it is tried again (seconds since the epoch)."""
+    """Why something could not be had, and for how often; times are seconds since the epoch.
+
+    Attributes:
+        retry_at: When it is tried again.
+        at: When it failed; 0 where that is not known.
+    """
 
     reason: str
     attempts: int
     retry_at: float
+    at: float = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """It may be tried again."""
+        return is_due(self.at, self.retry_at, now)
 
 
 class Revisions:
@@ -161,7 +171,7 @@ class Revisions:
         key = (wanted.repo, wanted.revision)
         problem = self.problems.get(key)
         if problem is not None:
-            return self._clock() >= problem.retry_at
+            return problem.is_due(self._clock())
         return time.monotonic() >= self._due_at.get(key, 0.0)
 
     async def _look(self, repo: str, revision: str) -> None:
@@ -178,7 +188,8 @@ class Revisions:
             before = self.problems.get(key)
             attempts = before.attempts + 1 if before is not None else 1
             pause = max(delay(attempts), getattr(error, "retry_after", None) or 0.0)
-            self.problems[key] = Problem(describe(error), attempts, self._clock() + pause)
+            now = self._clock()
+            self.problems[key] = Problem(describe(error), attempts, now + pause, now)
         finally:
             # Not all at the same moment.
             self._due_at[key] = time.monotonic() + self._check_seconds * random.uniform(0.9, 1.1)  # noqa: S311

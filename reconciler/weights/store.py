@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from reconciler.core.backoff import delay, is_due
+from reconciler.core.backoff import delay
 from reconciler.core.choose_files import Rules
 from reconciler.core.weights import Copy, CopyState, Keep, Phase, in_words
 from reconciler.host.log import get_logger
@@ -65,13 +65,6 @@ class _Job:
     progress: Progress
     cancel: threading.Event
     task: asyncio.Task[None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed(Problem):
-    """A download that failed, at a time in seconds since the epoch."""
-
-    at: float
 
 
 class WeightStore:
@@ -131,7 +124,7 @@ class WeightStore:
         self.wake: Callable[[], None] = lambda: None
         self._jobs: dict[Copy, _Job] = {}
         self._received: Counter[str] = Counter()
-        self.failures: dict[Copy, _Failed] = {}
+        self.failures: dict[Copy, Problem] = {}
         self._told: dict[Copy, CopyState] = {}
         self._ready: dict[Copy, tuple[float, CopyState]] = {}
         self._downloading = ThreadPoolExecutor(limits.downloads_at_once, "download")
@@ -209,7 +202,7 @@ class WeightStore:
             there = sum(self.cache.bytes_there(copy.repo, seen.file) for seen in manifest.files)
             state = replace(state, total=manifest.total, done=there)
         failure = self.failures.get(copy)
-        if failure is not None and not is_due(failure.at, failure.retry_at, self._clock()):
+        if failure is not None and not failure.is_due(self._clock()):
             return replace(state, phase=Phase.FAILED, reason=failure.reason, retry_at=failure.retry_at)
         return state
 
@@ -317,7 +310,7 @@ class WeightStore:
         trouble = error.trouble if isinstance(error, WeightsError) else Trouble.FAULT
         pause = max(delay(attempts), getattr(error, "retry_after", None) or 0.0)
         now = self._clock()
-        self.failures[copy] = _Failed(describe(error), attempts, now + pause, now)
+        self.failures[copy] = Problem(describe(error), attempts, now + pause, now)
         log.error(
             "download.failed",
             repo=copy.repo,

@@ -394,6 +394,18 @@ def test_an_idle_model_goes_to_sleep_and_a_request_wakes_it(sleepers: World) -> 
     assert len(world.puts) == puts
 
 
+def test_one_that_is_drained_for_its_sleep_is_not_called_unloading(sleepers: World) -> None:
+    seen = []
+    for _ in range(200):
+        spend(sleepers, 1, step=1)
+        entry = sleepers.directory.find("a")
+        assert entry is not None
+        seen.append(entry.state)
+        if sleepers.asleep:
+            break
+    assert set(seen) == {ModelState.LOADED, ModelState.SLEEPING}
+
+
 def test_a_sleeper_that_nobody_wakes_is_unloaded_at_last(sleepers: World) -> None:
     spend(sleepers, 590, step=2)
     assert sleepers.asleep

@@ -268,6 +268,9 @@ async def test_a_gated_model_is_a_problem_that_waits_and_can_be_forgiven(kit: Ki
     assert kit.hub.requests == [], "it was asked again at once"
     now[0] = 1030.0
     assert (await facts.look([copy], patience=5))[copy].retry_at == 1090.0
+    # Set back by a day: nobody waits for the clock to catch up.
+    now[0] = 1030.0 - 86_400
+    assert (await facts.look([copy], patience=5))[copy].retry_at == now[0] + 120.0
     kit.hub.repo("org/closed", MODEL, gated=False)
     facts.forgive()
     assert names(known((await facts.look([copy], patience=5))[copy])) == {"w0", "w1"}
