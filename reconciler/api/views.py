@@ -203,12 +203,11 @@ def _fields(status: ModelStatus, newest: Mapping[str, Entry], places: _Places) -
 
 
 def _desired(status: ModelStatus, target: Target) -> DesiredView:
-    provenance = status.look.desired.provenance
-    commit = provenance.changed.get(target.file) if provenance is not None else None
+    commit = status.look.desired.changed_last(target.file)
     return DesiredView(
         file=target.file,
         policy=target.spec.lifecycle.policy.value,
-        revision=status.look.desired.revision,
+        revision=status.look.desired.revision_of(target.file),
         changed_by=_commit(commit) if commit is not None else None,
         application=target.application,
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from reconciler.core.parse import InvalidFile, ParsedSet, Problem, parse_all
-from reconciler.core.provenance import Provenance
+from reconciler.core.provenance import Commit, Provenance
 from reconciler.core.render import Renderer, RenderError
 from reconciler.core.target import Target
 from reconciler.core.weights import Resolutions, Wanted, wanted_of
@@ -25,6 +25,7 @@ class Snapshot:
             is from `folder`; each place belongs to its content, so that another revision of the same folder lies
             elsewhere. Where a source has none, such paths start at `folder`.
         provenance: Where the files come from, where the source can tell.
+        taken_back: Of files that were rolled back by hand: the revision that their text is of, by path.
     """
 
     revision: str
@@ -34,6 +35,7 @@ class Snapshot:
     problems: tuple[Problem, ...] = ()
     objects: Mapping[str, str] = field(default_factory=dict)
     provenance: Provenance | None = None
+    taken_back: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Desired:
         digest: Digest of everything that this was made from.
         provenance: Where the files come from, where the source can tell.
         order: Of models that may start now: their places in the order in which all of them find room.
+        taken_back: As in `Snapshot`.
     """
 
     targets: Mapping[str, Target] = field(default_factory=dict)
@@ -57,6 +60,17 @@ class Desired:
     digest: str = ""
     order: Mapping[str, int] = field(default_factory=dict)
     provenance: Provenance | None = None
+    taken_back: Mapping[str, str] = field(default_factory=dict)
+
+    def revision_of(self, file: str) -> str:
+        """The revision that a file's text is of: the source's, unless it was rolled back by hand."""
+        return self.taken_back.get(file, self.revision)
+
+    def changed_last(self, file: str) -> Commit | None:
+        """The commit that changed a file last; None where that is not known, or its text is an older one."""
+        if self.provenance is None or file in self.taken_back:
+            return None
+        return self.provenance.changed.get(file)
 
     @property
     def declared(self) -> int:

@@ -130,11 +130,13 @@ def apply(snapshot: Snapshot, rollbacks: Iterable[Rollback]) -> Snapshot:
     for each in sorted(rollbacks, key=lambda each: each.model is not None):
         texts = {path: text.encode() for path, text in each.files.items()}
         if each.model is None:
-            snapshot = replace(snapshot, files=texts, problems=())
+            taken_back = dict.fromkeys(texts, each.revision_to)
+            snapshot = replace(snapshot, files=texts, problems=(), taken_back=taken_back)
             continue
         kept = {path: content for path, content in snapshot.files.items() if path not in each.source}
         problems = tuple(problem for problem in snapshot.problems if problem.path not in texts)
-        snapshot = replace(snapshot, files={**kept, **texts}, problems=problems)
+        taken_back = {**snapshot.taken_back, **dict.fromkeys(texts, each.revision_to)}
+        snapshot = replace(snapshot, files={**kept, **texts}, problems=problems, taken_back=taken_back)
     return snapshot
 
 

@@ -82,7 +82,7 @@ class FrontDoor:
 
     async def tell_revisions(self, desired: Desired, observed: Observed) -> None:
         """Tell the edge which revision of the source each version stands for, as far as that is known."""
-        current = {target.application: desired.revision for target in desired.targets.values()}
+        current = {target.application: desired.revision_of(target.file) for target in desired.targets.values()}
         live = observed.applications.keys()
         known = {name: said for name, said in {**self._revisions, **current}.items() if name in live}
         known = {name: said for name, said in known.items() if _REVISION.fullmatch(said)}

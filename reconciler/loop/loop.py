@@ -141,7 +141,7 @@ class Loop:
         facts = await self._facts.look(places, patience=patience)
         # A hundred new models take seconds to weigh; the activator answers meanwhile.
         desired = await asyncio.to_thread(self._fitter.fitted, read, cluster, facts)
-        desired = replace(desired, provenance=snapshot.provenance)
+        desired = replace(desired, provenance=snapshot.provenance, taken_back=snapshot.taken_back)
         observed = await self._observer.observe(desired, cluster, sizes=ask_hub)
         if told is not None:
             observed = replace(observed, **{each.name: getattr(told, each.name) for each in fields(told)})

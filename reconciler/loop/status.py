@@ -106,10 +106,7 @@ class ModelStatus:
     @property
     def changed_by(self) -> Json | None:
         """The commit that changed its file last, where that is known."""
-        provenance = self.look.desired.provenance
-        if provenance is None or self.target is None:
-            return None
-        commit = provenance.changed.get(self.target.file)
+        commit = self.look.desired.changed_last(self.target.file) if self.target is not None else None
         return asdict(commit) if commit is not None else None
 
     @property
@@ -142,7 +139,7 @@ class ModelStatus:
             "in_flight": self.in_flight,
             "idle_seconds": self.look.observed.idle_seconds.get(self.routed),
             "file": self.file,
-            "revision": self.look.desired.revision,
+            "revision": self.look.desired.revision_of(self.file or ""),
             "changed_by": self.changed_by,
             "weights": self.weights,
             "pids": [replica.pid for replica in app.replicas] if app is not None else [],

@@ -10,8 +10,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from reconciler.core import rollback as rules
-from reconciler.core.desired import Snapshot, compile_desired, revision_of, wanted_in
+from reconciler.core.desired import Desired, Snapshot, compile_desired, revision_of, wanted_in
 from reconciler.core.parse import Problem, parse_all
+from reconciler.core.provenance import Commit, Provenance
 from reconciler.core.render import Renderer
 from reconciler.core.rollback import ALL, Pinned, Rollback, RollbackError, UnknownRevisionError, Version
 from reconciler.core.state import Observed, Record
@@ -186,7 +187,17 @@ def test_that_of_a_model_goes_before_that_of_all() -> None:
     one = went_back(source, version(THREE, "r3"), version(TWO, "r2"))
     everything = rules.to_revision("r1", {A: ONE, B: OTHER}, [], source, now=NOW)
     for order in ([one, everything], [everything, one]):
-        assert rules.apply(source, order).files == {A: TWO.encode(), B: OTHER.encode()}
+        laid_over = rules.apply(source, order)
+        assert laid_over.files == {A: TWO.encode(), B: OTHER.encode()}
+        assert laid_over.taken_back == {A: "r2", B: "r1"}
+
+
+def test_nobody_is_named_for_a_text_that_is_not_the_newest() -> None:
+    commit = Commit("9" * 40, "Eve", 0.0, "breaks it")
+    newest = Provenance("u", "main", commit, changed={A: commit, B: commit})
+    desired = Desired(revision="r3", provenance=newest, taken_back={A: "r2"})
+    assert (desired.revision_of(A), desired.changed_last(A)) == ("r2", None)
+    assert (desired.revision_of(B), desired.changed_last(B)) == ("r3", commit)
 
 
 def test_it_is_said_what_it_was_and_when_it_ends() -> None:
