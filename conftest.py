@@ -12,7 +12,7 @@ import structlog
 hypothesis.settings.register_profile("beside", deadline=None)
 hypothesis.settings.load_profile("beside")
 
-_LIVE = frozenset({"activator", "api", "edge", "page", "setup", "sources"})
+_LIVE = frozenset({"edge", "setup"})
 """Folders of tests that have the clock in them: a real process, socket or browser has to answer in time.
 `./start.sh --test` runs them when nothing else runs; the others compute, beside the end-to-end tests."""
 _TESTS = Path(__file__).parent / "tests"

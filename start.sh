@@ -621,7 +621,7 @@ run_all_tests() {
     nice env --default-signal=INT pytest -m 'not e2e and not live' > "$others" 2>&1 &
     pid=$!
     say "${BOLD}\$ pytest -m e2e${PLAIN}"
-    pytest -m e2e || failed+=("pytest -m e2e")
+    pytest -m e2e --durations=15 || failed+=("pytest -m e2e")
     wait "$pid" || failed+=("pytest -m 'not e2e and not live'")
     cat "$others"
     say "${BOLD}\$ pytest -m live${PLAIN}"
