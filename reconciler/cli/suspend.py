@@ -99,11 +99,7 @@ def _known(settings: Settings, name: str) -> str:
     records = Memory(settings.state_dir).records
     if name in valid or name in records:
         return name
-    others = {
-        other: model
-        for model, file in valid.items()
-        for other in (*file.spec.aliases, *(adapter.name for adapter in file.spec.adapters))
-    }
+    others = {other: model for model, file in valid.items() for other in file.spec.other_names}
     if name in others:
         return others[name]
     near = difflib.get_close_matches(name[:_LONGEST_NAME], sorted({*valid, *others, *records}), n=3)

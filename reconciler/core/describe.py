@@ -5,7 +5,7 @@ from dataclasses import replace
 from reconciler.core.approach import differs_in_place, phase_of, was_changed
 from reconciler.core.diff import Effect, FieldChange, config_changes, field_changes, in_place_changes
 from reconciler.core.drift import Deed
-from reconciler.core.local_paths import is_content
+from reconciler.core.local_paths import only_content
 from reconciler.core.plan import Action, Change, Order
 from reconciler.core.state import Application, Json, Record
 from reconciler.core.target import Target
@@ -112,7 +112,7 @@ def _cause_of_replace(target: Target, fields: tuple[FieldChange, ...], record: R
         moved = changed["source.commit"]
         revision = target.spec.source.revision or DEFAULT_REVISION
         return f"revision {revision} moved: {str(moved.old)[:8]} -> {str(moved.new)[:8]}"
-    if engine and all(map(is_content, engine)):
+    if only_content(engine):
         return f"the content of a folder that {target.file} names changed"
     if engine and known.issuperset(engine):
         return f"{target.file} changed"

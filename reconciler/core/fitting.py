@@ -299,14 +299,15 @@ def _with_sizes(spec: ModelSpec, sizing: Sizing) -> ModelSpec:
         "tensor_parallel": sizing.tensor_parallel_size,
         "pipeline_parallel": sizing.pipeline_parallel_size,
     }
-    return spec.model_copy(
-        update={
-            "engine": spec.engine.model_copy(update={n: size for n, size in engine.items() if size}),
-            "resources": spec.resources.model_copy(
-                update={name: size for name, size in resources.items() if size}
-            ),
-        }
-    )
+    decided = {
+        "engine": spec.engine.model_copy(update=_given(engine)),
+        "resources": spec.resources.model_copy(update=_given(resources)),
+    }
+    return spec.model_copy(update=decided)
+
+
+def _given(sizes: Mapping[str, float | None]) -> Json:
+    return {name: size for name, size in sizes.items() if size}
 
 
 def _is_held(target: Target) -> bool:

@@ -24,7 +24,7 @@ from reconciler.core.journal_entry import (
     iso_of,
     moment,
 )
-from reconciler.core.local_paths import is_content
+from reconciler.core.local_paths import only_content
 from reconciler.core.overrides import in_words as override_in_words
 from reconciler.core.plan import Action, Change, Held, HeldKind, Plan
 from reconciler.core.provenance import Provenance
@@ -409,7 +409,7 @@ class _Turn:
             return entry
         by = self.provenance.changed.get(entry.file) or self.provenance.removed.get(entry.file)
         # Of folders nobody knows who changed them: whoever wrote the file did not.
-        if by is None or (entry.fields and all(is_content(each.path) for each in entry.fields)):
+        if by is None or only_content([each.path for each in entry.fields]):
             return entry
         return replace(entry, commit=by.short, author=cleaned(by.author), subject=cleaned(by.subject))
 

@@ -5,7 +5,7 @@ Between `desired` (which has the source's folders) and what compares versions: p
 
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from reconciler.core.spec import LOCAL_PREFIXES, ModelSpec
 from reconciler.core.state import Json
@@ -13,9 +13,13 @@ from reconciler.core.state import Json
 _CONTENT = re.compile(r"source\.(?:tokenizer_)?content|adapters\.[0-9]+\.content")
 
 
-def is_content(field: str) -> bool:
-    """Whether a field of a target is the content of a folder, which no file says."""
-    return _CONTENT.fullmatch(field) is not None
+def only_content(fields: Collection[str]) -> bool:
+    """Whether something changed, and nothing but the contents of folders, of which no file says anything.
+
+    Args:
+        fields: Paths of those of a target's fields that changed.
+    """
+    return bool(fields) and all(map(_CONTENT.fullmatch, fields))
 
 
 def folders_of(spec: ModelSpec, objects: Mapping[str, str]) -> dict[str, str]:

@@ -390,6 +390,11 @@ class ModelSpec(_Section):
     ] = Field(default_factory=dict)
     """Free-form labels of your own."""
 
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """What clients may call the model, or a part of it, beside its own name."""
+        return (*self.aliases, *(adapter.name for adapter in self.adapters))
+
     @field_validator("description", "labels")
     @classmethod
     def _without_secrets(cls, given: str | dict[str, str]) -> str | dict[str, str]:

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from reconciler.core.desired import Desired
 from reconciler.core.diff import Effect, FieldChange, field_changes
-from reconciler.core.local_paths import is_content
+from reconciler.core.local_paths import only_content
 from reconciler.core.parse import InvalidFile, Problem
 from reconciler.core.plan import Refusal
 from reconciler.core.safety import refuse_removals
@@ -137,8 +137,8 @@ def _changed(old: Target, new: Target) -> TreeChange | None:
     fields = field_changes(old.fields, new.fields)
     if fields:
         effect = max((field.effect for field in fields), key=_COST.index)
-        only_content = all(is_content(field.path) for field in fields)
-        what = f"the content of a folder that {new.file} names" if only_content else new.file
+        content = only_content([field.path for field in fields])
+        what = f"the content of a folder that {new.file} names" if content else new.file
         return TreeChange(new.model, Kind.CHANGED, f"{what} changed", new.file, fields, effect)
     if old.file != new.file:
         cause = f"declared in {new.file}, no longer in {old.file}"

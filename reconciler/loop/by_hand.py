@@ -200,8 +200,4 @@ def _target(targets: Mapping[str, Target], name: str) -> Target | None:
     """The declared model of that name, or with that alias or adapter."""
     if name in targets:
         return targets[name]
-    return next((target for target in targets.values() if name in _other_names(target)), None)
-
-
-def _other_names(target: Target) -> tuple[str, ...]:
-    return (*target.spec.aliases, *(adapter.name for adapter in target.spec.adapters))
+    return next((target for target in targets.values() if name in target.spec.other_names), None)

@@ -4,7 +4,7 @@ from reconciler.core.desired import Desired, Snapshot, compile_desired
 from reconciler.core.diff import Effect
 from reconciler.core.journal import Book
 from reconciler.core.journal_entry import By
-from reconciler.core.local_paths import folders_of, is_content
+from reconciler.core.local_paths import folders_of, only_content
 from reconciler.core.plan import Action, Change
 from reconciler.core.planner import make_plan
 from reconciler.core.provenance import Commit, Provenance
@@ -83,5 +83,5 @@ def test_only_what_a_file_names_is_its_own() -> None:
     target = made.targets["a"]
     assert folders_of(target.spec, snapshot.objects) == {"w": "/o/1", "../l": "/o/2"}
     assert (target.fields["source"]["content"], target.fields["adapters"][0]["content"]) == ("1", "2")
-    assert is_content("adapters.0.content")
-    assert not is_content("engine.args.content")
+    assert only_content(["adapters.0.content"])
+    assert not only_content(["engine.args.content"])
